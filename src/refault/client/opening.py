@@ -1,0 +1,121 @@
+"""`open`: an array whose pages come from a file or a store."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, SupportsIndex
+
+import numpy.typing as npt
+
+from ..errors import UsageError
+from ..stores.base import Store
+from .files import open_file
+from .options import Options, Shape, check_dtype, check_offset, check_order, check_shape
+from .region import Mode
+from .sizes import Size
+from .source import Wanted
+from .userstores import open_store
+
+__all__ = ["open"]
+
+MODES: dict[str, Mode] = {
+    "r": "r",
+    "r+": "r+",
+    "w+": "w+",
+    "c": "c",
+    "readonly": "r",
+    "readwrite": "r+",
+    "write": "w+",
+    "copyonwrite": "c",
+}
+
+
+def open(
+    path_or_store: str | os.PathLike[str] | Store,
+    mode: str = "r",
+    *,
+    dtype: npt.DTypeLike | None = None,
+    shape: Shape | None = None,
+    offset: SupportsIndex = 0,
+    order: str = "C",
+    resident: Size | None = None,
+    page_size: Size | None = None,
+    deadline: float | None = 60.0,
+    readahead: bool = True,
+) -> npt.NDArray[Any]:
+    """Return an array whose pages are read when they are first touched.
+
+    Parameters
+    ----------
+    path_or_store
+        A file, or an object with a ``size`` and a method ``read_into(offset, buffer)``
+        (see `refault.stores.base.Store`).  The object is pickled and used in the
+        pager process.
+    mode
+        As in `numpy.memmap`.  "r": read only.  "r+": changes go to the file.  "w+":
+        the same, and the file is created or emptied first.  "c": changes stay in
+        this process.
+    dtype, shape, order, offset
+        As in `numpy.memmap`: `dtype` is uint8 by default, and `shape` what the file has
+        room for; with "r+" and "w+" a file that is too short for `shape` grows.  Of
+        a ``.npy`` file (known by its name or its first bytes, if `offset` is 0) the
+        header has all this, and what is given must agree with it.
+    resident
+        How much of the array may be in memory, as bytes or as "2GiB"; None: bounded by
+        `refault.configure` alone.
+    page_size
+        Bytes that come and go together: a power of two, "4KiB" to "2MiB"; None: the
+        pager decides.
+    deadline
+        Seconds that a touch waits for a store that fails; then the program gets a
+        SIGBUS.  None: for ever.
+    readahead
+        Whether pages are read before they are touched, when touches are in order.
+
+    Returns
+    -------
+    numpy.ndarray
+        `refault.region` gives what else can be done with it.
+
+    Raises
+    ------
+    UsageError
+        The parameters make no sense, or do not fit the file.  It is a ValueError.
+    OSError
+        The file cannot be opened (FileNotFoundError, PermissionError, ...).
+    StoreError
+        The store could not be read when its first bytes were needed.
+    KernelError
+        The kernel or the pager refuses; ``refault doctor`` tells what is missing.
+
+    Examples
+    --------
+    >>> import numpy, refault, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> numpy.save(folder.name + "/numbers.npy", numpy.arange(10.0))
+    >>> x = refault.open(folder.name + "/numbers.npy", resident="64MiB")
+    >>> x[3:5]
+    array([3., 4.])
+    """
+    try:
+        kind = MODES[mode]
+    except (KeyError, TypeError):
+        raise UsageError(f"mode={mode!r} is none of {', '.join(map(repr, MODES))}") from None
+    wanted = Wanted(
+        mode=kind,
+        dtype=None if dtype is None else check_dtype(dtype),
+        shape=None if shape is None else check_shape(shape),
+        offset=check_offset(offset),
+        order=check_order(order),
+        options=Options.of(
+            resident=resident, page_size=page_size, deadline=deadline, readahead=readahead
+        ),
+    )
+    if isinstance(path_or_store, str | os.PathLike):
+        return open_file(os.fspath(path_or_store), wanted)
+    if isinstance(path_or_store, Store):
+        return open_store(path_or_store, wanted)
+    raise UsageError(
+        f"{path_or_store!r} is neither a path nor a store; a store has a size and a method"
+        " read_into(offset, buffer)"
+    )

@@ -1,0 +1,56 @@
+"""`Pin`: pages that stay in memory."""
+
+from __future__ import annotations
+
+import socket
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from .connection import Connection
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Pin"]
+
+
+class Pin:
+    """Pages that are in memory and stay there until `release`.
+
+    Made by `Region.pin`; a context manager.  A pin also ends with its process.
+    """
+
+    def __init__(
+        self, held: tuple[Connection, socket.socket] | None, view: npt.NDArray[Any]
+    ) -> None:
+        self._held = held
+        # The region cannot be closed as long as we have it.
+        self._view: npt.NDArray[Any] | None = view
+
+    @property
+    def released(self) -> bool:
+        """Whether the pin has ended."""
+        return self._view is None
+
+    def release(self) -> None:
+        """Let the pages go; a second call does nothing."""
+        held, self._held, self._view = self._held, None, None
+        if held is not None:
+            connection, reply = held
+            connection.let_go(reply)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        self.release()

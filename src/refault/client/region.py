@@ -1,0 +1,344 @@
+"""`Region`: what stands behind an array."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UsageError
+from ..wire import messages
+from . import registry
+from .indexing import Where, byte_bounds, select
+from .memory import NOWHERE, Export, Memory
+from .pin import Pin
+from .sizes import format_size
+from .statistics import RegionStatistics
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Layout", "Mode", "Region", "region"]
+
+Mode: TypeAlias = Literal["r", "r+", "w+", "c"]
+
+
+class Layout(NamedTuple):
+    """How the bytes of a region make an array.
+
+    Attributes
+    ----------
+    offset
+        Where the array begins in the bytes that were asked for.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    offset: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Region:
+    """Memory whose pages come when they are touched, and what can be done with it.
+
+    Regions are made by `refault.open`, `refault.empty`, `refault.zeros` and
+    `refault.full`, which return the array; `refault.region` finds the region of an
+    array.  It lives as long as the region object, an array on it, or a view of one.
+    Then what is dirty is written back, and the memory is given back.
+
+    Wherever a method takes `where`, this is ``None`` for everything, an index into
+    `array` as in numpy (integers and slices: ``region.prefetch(slice(0, 100))``), or a
+    view of the memory (``region.prefetch(x[:100, 3])``).  What is meant is the smallest
+    range of bytes that holds the elements, extended to whole pages.
+
+    Methods that wait do so without the GIL, and Ctrl-C interrupts them.
+    """
+
+    def __init__(self, memory: Memory | None, layout: Layout, mode: Mode, name: str) -> None:
+        self._memory = memory
+        self._layout = layout
+        self._mode: Mode = mode
+        self._name = name
+        self._closed = False
+        self._export: weakref.ref[Export] | None = None
+        if memory is not None:
+            memory.region = weakref.ref(self)
+
+    @property
+    def array(self) -> npt.NDArray[Any]:
+        """An array on the memory; each time a new one, always on the same memory.
+
+        Raises
+        ------
+        UsageError
+            The region is closed.
+        """
+        self._check_open()
+        layout = self._layout
+        export = None if self._export is None else self._export()
+        if export is None:
+            if self._memory is None:
+                export = Export(self, NOWHERE, 0, writable=self._mode != "r")
+            else:
+                address = self._memory.data_address + layout.offset
+                export = Export(self, address, layout.nbytes, writable=self._mode != "r")
+            self._export = weakref.ref(export)
+        return np.ndarray(
+            layout.shape, layout.dtype, buffer=np.asarray(export), order=layout.order
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return self._layout.nbytes
+
+    @property
+    def page_size(self) -> int:
+        """Bytes that come and go together; 0 if the array has no elements."""
+        return 0 if self._memory is None else self._memory.page_size
+
+    @property
+    def mode(self) -> Mode:
+        """As in `refault.open`; "w+" for memory without a file."""
+        return self._mode
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._closed
+
+    def prefetch(self, where: Where = None) -> int:
+        """Begin to read pages, and wait for none of them.
+
+        Parameters
+        ----------
+        where
+            See the class.
+
+        Returns
+        -------
+        int
+            Bytes whose reading has begun; less than asked for if they are there
+            already, or if the budget has no room.
+        """
+        return self._request(messages.Prefetch, where)
+
+    def populate(self, where: Where = None, *, write: bool = False) -> None:
+        """Make pages present, and wait until they are.
+
+        Parameters
+        ----------
+        where
+            See the class.
+        write
+            Make them writable as well: writing to them then faults no more, and they
+            count as changed.
+
+        Raises
+        ------
+        StoreError
+            A page could not be read.
+        """
+        self._check_writable(write)
+        self._request(lambda *over: messages.Populate(*over, write=write), where)
+
+    def pin(self, where: Where = None, *, write: bool = False) -> Pin:
+        """Make pages present, and keep them so.
+
+        Parameters
+        ----------
+        where
+            See the class.
+        write
+            As in `populate`.
+
+        Returns
+        -------
+        Pin
+            The pages stay until its `Pin.release`, or the end of the ``with`` block.
+
+        Raises
+        ------
+        StoreError
+            A page could not be read.
+        UsageError
+            They do not fit the budget.
+        """
+        self._check_writable(write)
+        view, bounds = self._range(where)
+        if self._memory is None or bounds is None:
+            return Pin(None, view)
+        connection = self._memory.connection
+        request = messages.Pin(self._memory.number, *bounds, write=write)
+        return Pin((connection, connection.hold(request)), view)
+
+    def evict(self, where: Where = None) -> int:
+        """Write back what is dirty, and drop pages from memory.
+
+        Parameters
+        ----------
+        where
+            See the class.
+
+        Returns
+        -------
+        int
+            Bytes dropped; pinned pages stay.
+        """
+        return self._request(messages.Evict, where)
+
+    def flush(self, where: Where = None) -> None:
+        """Write changed pages to the store and make them durable.
+
+        Does nothing for modes "r" and "c" and for memory without a file, as in
+        `numpy.memmap`.
+
+        Parameters
+        ----------
+        where
+            See the class.
+
+        Raises
+        ------
+        StoreError
+            The store did not take them.
+        """
+        self._request(messages.Flush, where)
+
+    def statistics(self) -> RegionStatistics:
+        """What has happened to the region so far."""
+        self._check_open()
+        if self._memory is None:
+            return RegionStatistics()
+        done = self._memory.connection.call(messages.Statistics(self._memory.number))
+        return RegionStatistics.of(done.value if isinstance(done.value, dict) else {})
+
+    def close(self) -> None:
+        """Write back what is dirty and give the memory back; a second call does nothing.
+
+        Raises
+        ------
+        UsageError
+            There are arrays on it, or pins.  Nothing has been done.
+        StoreError
+            The store did not take what was dirty.
+        """
+        if self._closed:
+            return
+        if self._export is not None and self._export() is not None:
+            raise UsageError(
+                f"{self!r} cannot be closed while arrays, views or pins of it exist: delete them"
+                " first (del x), or do not close it: it ends with the last of them"
+            )
+        self._closed = True
+        if self._memory is not None:
+            self._memory.release()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            # The traceback holds arrays; the region ends with them.
+            with contextlib.suppress(UsageError):
+                self.close()
+
+    def __repr__(self) -> str:
+        layout = self._layout
+        closed = " closed" if self._closed else ""
+        return (
+            f"<refault.Region {self._name} mode={self._mode!r} {layout.dtype}"
+            f"{list(layout.shape)} {format_size(layout.nbytes)}{closed}>"
+        )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError(f"{self!r} is closed; open the array again")
+
+    def _check_writable(self, write: bool) -> None:
+        if write and self._mode == "r":
+            raise UsageError(f"{self!r} is read-only; leave out write=True, or open it with 'r+'")
+
+    def _range(self, where: Where) -> tuple[npt.NDArray[Any], tuple[int, int] | None]:
+        """Return the view that is meant, and its bytes in the mapped range; None: no bytes."""
+        view = select(self.array, where)
+        memory = self._memory
+        low, high = byte_bounds(view)
+        if memory is None or low == high:
+            return view, None
+        start, end = low - memory.address, high - memory.address
+        if not 0 <= start < end <= memory.length:
+            raise UsageError(
+                f"the array does not lie in {self!r}; give an index, or a view of that region"
+            )
+        return view, (start, end)
+
+    def _request(
+        self, make: Callable[[int, int, int], messages.Request], where: Where
+    ) -> int:
+        # The view keeps the range mapped while we wait.
+        view, bounds = self._range(where)
+        if self._memory is None or bounds is None:
+            return 0
+        value = self._memory.connection.call(make(self._memory.number, *bounds)).value
+        del view
+        return value if isinstance(value, int) else 0
+
+
+def region(array: object) -> Region:
+    """Find the region that an array lies in.
+
+    Parameters
+    ----------
+    array
+        An array of refault, or anything that shares its memory: a view, a
+        `memoryview`, a tensor.
+
+    Returns
+    -------
+    Region
+
+    Raises
+    ------
+    UsageError
+        It lies elsewhere: a copy, for example.
+    """
+    base = array
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    if isinstance(base, Export):
+        return base.region
+    try:
+        address = np.asarray(array).__array_interface__["data"][0]
+    except Exception as error:
+        raise UsageError(
+            f"{type(array).__name__} is no array ({error}); give what refault.open returned, or a"
+            " view of it"
+        ) from error
+    memory = registry.find(address)
+    found = None if memory is None or memory.region is None else memory.region()
+    if found is None:
+        raise UsageError(
+            "the array does not lie in memory of refault: it is a copy, or was made elsewhere;"
+            " give what refault.open, empty, zeros or full returned, or a view of it"
+        )
+    return found

@@ -1,0 +1,136 @@
+"""What a user wants of a file or store, and how it becomes an array."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import UsageError
+from ..wire import messages
+from . import fork
+from .connection import connect
+from .headers import Header
+from .memory import Memory
+from .options import Options
+from .region import Layout, Mode, Region
+
+__all__ = ["Wanted", "check_header", "fit", "map_array"]
+
+
+class Wanted(NamedTuple):
+    """The parameters of `refault.open`, checked."""
+
+    mode: Mode
+    dtype: np.dtype[Any] | None
+    shape: tuple[int, ...] | None
+    offset: int
+    order: Literal["C", "F"]
+    options: Options
+
+    @property
+    def nothing_said(self) -> bool:
+        """Whether it is left to the file to say what it holds."""
+        return self.dtype is None and self.shape is None and self.offset == 0
+
+
+def fit(wanted: Wanted, size: int, name: str) -> Layout:
+    """Lay an array over `size` bytes; it may be longer if `Wanted.shape` is given."""
+    dtype = np.dtype(np.uint8) if wanted.dtype is None else wanted.dtype
+    if wanted.shape is not None:
+        return Layout(dtype, wanted.shape, wanted.order)
+    available = size - wanted.offset
+    if available < 0:
+        raise UsageError(f"{name}: offset={wanted.offset} is behind its end at {size} bytes")
+    if available % dtype.itemsize:
+        raise UsageError(
+            f"{name}: Size of available data is not a multiple of the data-type size ({available}"
+            f" bytes from offset {wanted.offset} on, {dtype.itemsize} each); give shape, or"
+            " another dtype or offset"
+        )
+    return Layout(dtype, (available // dtype.itemsize,), wanted.order)
+
+
+def check_header(wanted: Wanted, header: Header, size: int, name: str) -> Layout:
+    """Return the array of a ``.npy`` file.
+
+    Raises
+    ------
+    UsageError
+        The header contradicts what is wanted, or the file.
+    """
+    said: list[tuple[str, object, object]] = [
+        ("dtype", wanted.dtype, header.dtype),
+        ("shape", wanted.shape, header.shape),
+    ]
+    # One axis is in both orders, and "C" is what one gets who says nothing.
+    if wanted.order == "F" and len(header.shape) > 1:
+        said.append(("order", wanted.order, header.order))
+    for parameter, value, found in said:
+        if value is not None and value != found:
+            raise UsageError(
+                f"{name}: {parameter}={value!r}, but the .npy header says {found!r}; leave"
+                f" {parameter} out"
+            )
+    layout = Layout(header.dtype, header.shape, "F" if header.order == "F" else "C")
+    if not layout.dtype.itemsize:
+        raise UsageError(f"{name}: dtype {header.dtype} has no size; save it with another one")
+    check_length(header.offset + layout.nbytes, size, name)
+    return layout
+
+
+def check_length(needed: int, size: int, name: str) -> None:
+    """See that the array ends within its file or store."""
+    if needed > size:
+        raise UsageError(
+            f"{name}: has {size} bytes, and the array needs {needed}; give a smaller shape, or"
+            " check that the file is complete"
+        )
+
+
+def map_array(
+    source: messages.FileSource | messages.FillSource | messages.ObjectSource,
+    fds: Sequence[int],
+    layout: Layout,
+    *,
+    mode: Mode,
+    private: bool,
+    offset: int,
+    options: Options,
+    name: str,
+    file: tuple[int, int] | None = None,
+) -> npt.NDArray[Any]:
+    """Have the pager make a region, map it, and return its array."""
+    return map_region(
+        source,
+        fds,
+        layout,
+        mode=mode,
+        private=private,
+        offset=offset,
+        options=options,
+        name=name,
+        file=file,
+    ).array
+
+
+def map_region(
+    source: messages.FileSource | messages.FillSource | messages.ObjectSource,
+    fds: Sequence[int],
+    layout: Layout,
+    *,
+    mode: Mode,
+    private: bool,
+    offset: int,
+    options: Options,
+    name: str,
+    file: tuple[int, int] | None = None,
+) -> Region:
+    raise NotImplementedError
+
+
+def nbytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return math.prod(shape) * dtype.itemsize

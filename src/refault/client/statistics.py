@@ -1,0 +1,68 @@
+"""What the pager has counted for a region."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+__all__ = ["RegionStatistics"]
+
+
+class RegionStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters and sizes of a region at one moment; they do not change afterwards.
+
+    A counter that the pager does not keep is 0; one that has no name here is in
+    `more`.
+    """
+
+    faults: int = 0
+    """Page faults of the program."""
+    major: int = 0
+    """Faults that had to wait, for a store or for another fault."""
+    minor: int = 0
+    """Faults that were answered at once."""
+    attempts: float = 0
+    """Tries of the fault path, all faults together."""
+    retries: int = 0
+    """Tries beyond the first one."""
+    retries_page_lock: int = 0
+    """Retries because somebody else had the page locked."""
+    retries_read: int = 0
+    """Retries because the page had to be read."""
+    retries_memory: int = 0
+    """Retries because the budget was used up."""
+    retries_store_error: int = 0
+    """Retries because the store had failed."""
+    refaults: int = 0
+    """Faults on pages that had been evicted a short time before."""
+    evictions: int = 0
+    """Pages that were dropped to stay within the budget, or by `Region.evict`."""
+    readahead: int = 0
+    """Pages that were read before anyone asked for them."""
+    store_reads: int = 0
+    store_writes: int = 0
+    store_errors: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    resident: int = 0
+    """Bytes in memory now."""
+    peak_resident: int = 0
+    """Most bytes there ever were in memory."""
+    dirty: int = 0
+    """Bytes in memory that the store does not have yet."""
+    budget: int = 0
+    """Bytes that may be in memory; 0: no bound of its own."""
+    page_size: int = 0
+    """Bytes that come and go together."""
+    more: dict[str, int | float] = {}
+
+    @classmethod
+    def of(cls, counted: Mapping[str, int | float]) -> RegionStatistics:
+        """Make one from what the pager answers."""
+        known = {name: value for name, value in counted.items() if name in NAMES}
+        more = {name: value for name, value in counted.items() if name not in NAMES}
+        return cls(**known, more=more)  # type: ignore[arg-type]
+
+
+NAMES = frozenset(RegionStatistics.__struct_fields__) - {"more"}

@@ -1,0 +1,271 @@
+"""One attempt to handle a fault.
+
+`handle_mm_fault` is entered with the lock of the vma held and keeps the rule of
+`refault.fault.results`: RETRY without RETRY_NOWAIT means that the lock was given up,
+exactly once; whatever else it returns, the lock is held.
+
+The situations, in the order they are looked at:
+
+==============================  ==================================================
+the unit is present             map it; a write makes it dirty and writable
+somebody reads it               wait for that read (`wait_on_read`)
+somebody evicts it              wait for the page lock (`lock_page_or_retry`)
+its store failed a moment ago   give the lock up, wait until the store may be asked
+                                again, RETRY: at any try, so that nobody is held up
+there is no room for it         evict what is clean; else wait for the writeback
+                                (`charge_page`)
+it is in store or swap          read it at once if that needs no waiting; else begin
+                                the read and wait for it
+==============================  ==================================================
+
+Waiting follows the mail.  With RETRY_NOWAIT nobody waits.  The first try gives
+the lock up and returns RETRY when it wakes.  Later tries keep it, and when they
+wake they look again, in place.
+
+The wait for a read is what a userfaultfd monitor is to the kernel: a
+store may take any time to answer.  So it obeys INTERRUPTIBLE, which a wait for
+the page lock does not (``userfaultfd_get_blocking_state`` against
+``__folio_lock_or_retry``).
+"""
+
+from __future__ import annotations
+
+from refault.memory.page import PG_DIRTY, PG_LOCKED, PG_READAHEAD, PG_READING, PG_UPTODATE
+from refault.memory.wait import Wait, WaitQueue, WaitReason, Waits
+
+from .flags import (
+    FAULT_FLAG_RETRY_NOWAIT,
+    FAULT_FLAG_USER,
+    FAULT_FLAG_WRITE,
+    fault_flag_allow_retry_first,
+    illegal_flags,
+)
+from .locks import lock_page_or_retry
+from .reclaim import shrink_clean
+from .results import VM_FAULT_MAJOR, VM_FAULT_RETRY, VM_FAULT_SIGBUS, VM_FAULT_SIGSEGV
+from .vmf import Fault, release_fault_lock
+
+__all__ = ["handle_mm_fault", "sanitize_fault"]
+
+FAULT_AROUND = 16
+"""Units that a read fault maps at once, itself included, if they are there already."""
+
+LOOK_AGAIN = -1
+"""Not a result: the state of the unit has changed, and the attempt goes on."""
+
+
+def sanitize_fault(vmf: Fault) -> str | None:
+    """Say which of I1..I6 the attempt breaks, or None.
+
+    Parameters
+    ----------
+    vmf
+        The attempt.
+
+    Returns
+    -------
+    str or None
+
+    Notes
+    -----
+    Source: ``sanitize_fault_flags``; see `refault.fault.flags.illegal_flags` for
+    those that the flags alone decide.
+    """
+    flags = vmf.flags
+    bad = illegal_flags(flags)
+    if bad is not None:
+        return bad
+    if flags & FAULT_FLAG_WRITE and not vmf.vma.writable:
+        return "I5: WRITE on a vma that may not be written"
+    if flags & FAULT_FLAG_USER and flags & FAULT_FLAG_RETRY_NOWAIT:
+        return "I6: a thread's own fault cannot be RETRY_NOWAIT, it has nowhere to go"
+    return None
+
+
+def handle_mm_fault(vmf: Fault) -> Waits[int]:
+    """Make one attempt to handle a fault.
+
+    Parameters
+    ----------
+    vmf
+        The attempt; the lock of its vma is held for reading.
+
+    Returns
+    -------
+    int
+        `VmFault` bits.  After RETRY (without RETRY_NOWAIT) and COMPLETED the lock is
+        gone and the vma must not be touched.
+
+    Notes
+    -----
+    Source: ``handle_mm_fault`` of mm/memory.c, and the mail for what may be retried.
+    """
+    if sanitize_fault(vmf) is not None:
+        return VM_FAULT_SIGSEGV
+    flags, index = vmf.mapping.flags, vmf.index
+    if flags[index] & (PG_UPTODATE | PG_LOCKED) == PG_UPTODATE:
+        return finish_fault(vmf)
+    major = 0
+    while True:
+        if flags[index] & PG_READING:
+            major = VM_FAULT_MAJOR
+            stop = yield from wait_for(
+                vmf, vmf.mapping.page_queue(index), WaitReason.READ, in_place=True
+            )
+            if stop:
+                return stop | major
+            continue
+        stop = yield from lock_page_or_retry(vmf)
+        if stop:
+            return stop
+        if not flags[index] & PG_UPTODATE:
+            stop = yield from fill_page(vmf)
+            if stop == LOOK_AGAIN:
+                continue
+            if stop:
+                return stop
+            major = VM_FAULT_MAJOR
+        result = finish_fault(vmf)
+        vmf.mapping.unlock_page(index)
+        return result | major
+
+
+def finish_fault(vmf: Fault) -> int:
+    """Map an uptodate unit as the fault needs it.  The fault lock is held; nothing waits."""
+    mapping, index, vma = vmf.mapping, vmf.index, vmf.vma
+    write = vmf.flags & FAULT_FLAG_WRITE
+    if write:
+        mapping.set_dirty(index)
+    if not vmf.populate:
+        return 0
+    writable = bool(write or (mapping.flags[index] & PG_DIRTY and vma.writable))
+    first, last = index, index + 1
+    if not write and not vmf.protected:
+        first, last = fault_around(vmf)
+        mapping.flags[index] &= ~PG_READAHEAD
+    vmf.machine.map_units(vma, first, last, writable=writable, protected=vmf.protected)
+    return 0
+
+
+def fault_around(vmf: Fault) -> tuple[int, int]:
+    """Find the units behind this one that can be mapped in the same call.
+
+    Source: ``do_fault_around``.  Units that differ in being dirty are not taken: one call
+    maps all of them writable or all of them protected.
+    """
+    flags, index = vmf.mapping.flags, vmf.index
+    want = PG_UPTODATE | (flags[index] & PG_DIRTY)
+    mask = PG_UPTODATE | PG_LOCKED | PG_DIRTY | PG_READAHEAD
+    last = index + 1
+    stop = min(vmf.mapping.pages, index + FAULT_AROUND, vmf.vma.index_of(vmf.vma.end - 1) + 1)
+    while last < stop and flags[last] & mask == want:
+        last += 1
+    return index, last
+
+
+def fill_page(vmf: Fault) -> Waits[int]:
+    """Bring a unit in, or begin to.
+
+    Parameters
+    ----------
+    vmf
+        The attempt; the unit is locked by it and not uptodate.
+
+    Returns
+    -------
+    int
+        0: the unit is uptodate and still locked by us.  `LOOK_AGAIN`: it is not ours any more,
+        its read has begun or has failed.  Else what to return; the unit is unlocked.
+    """
+    mapping, index, machine = vmf.mapping, vmf.index, vmf.machine
+    error = mapping.errors.get(index)
+    if error is not None:
+        if error.permanent:
+            mapping.unlock_page(index)
+            return VM_FAULT_SIGBUS
+        if error.cooling:
+            mapping.unlock_page(index)
+            return (yield from wait_for(vmf, error.over, WaitReason.STORE_ERROR, in_place=False))
+    stop = yield from charge_page(vmf)
+    if stop:
+        mapping.unlock_page(index)
+        return stop
+    try:
+        filled = machine.read_now(mapping, index)
+    except Exception as failure:
+        mapping.begin_read(index)
+        mapping.end_read(index, failure, permanent=bool(getattr(failure, "permanent", False)))
+        machine.read_failed(mapping, index)
+        return LOOK_AGAIN
+    if filled:
+        mapping.set_uptodate(index)
+        return 0
+    mapping.begin_read(index)
+    machine.submit_read(mapping, index)
+    return LOOK_AGAIN
+
+
+def charge_page(vmf: Fault) -> Waits[int]:
+    """Find room for a unit under the budget.
+
+    Clean units are dropped at once.  If all the rest is dirty, their writeback is
+    begun and waited for.
+
+    Returns
+    -------
+    int
+        0: charged; the fault lock is held.  Else RETRY, nothing charged.
+    """
+    budget = vmf.mapping.budget
+    while True:
+        full = budget.try_charge(vmf.mapping.page_size)
+        if full is None:
+            if budget.pressed() and not budget.reclaiming:
+                vmf.machine.wake_reclaim(budget)
+            return 0
+        if shrink_clean(vmf.machine, full):
+            continue
+        if not full.reclaiming:
+            vmf.machine.wake_reclaim(full)
+        stop = yield from wait_for(vmf, full.freed, WaitReason.MEMORY, in_place=True)
+        if stop:
+            return stop
+
+
+def wait_for(vmf: Fault, queue: WaitQueue, reason: WaitReason, *, in_place: bool) -> Waits[int]:
+    """Wait on `queue` as the fault's flags allow.
+
+    Parameters
+    ----------
+    vmf
+        The attempt; its lock is held.
+    queue, reason
+        What is waited for.
+    in_place
+        Whether a later try may wait with the lock held and go on where it is.  False: the lock
+        is given up at any try.
+
+    Returns
+    -------
+    int
+        0: waited in place, the lock is held, look again.  RETRY: the lock is held with
+        RETRY_NOWAIT and given up otherwise.
+
+    Notes
+    -----
+    Source: the mail ("we'll drop the mmap_sem only in the first attempt of page
+    fault and we'll keep it in follow up retries"); ``handle_userfault``.
+    """
+    vmf.reason = reason
+    if vmf.flags & FAULT_FLAG_RETRY_NOWAIT:
+        return VM_FAULT_RETRY
+    state = vmf.wait_state()
+    if not in_place or fault_flag_allow_retry_first(vmf.flags):
+        release_fault_lock(vmf)
+        yield Wait(queue, state, reason)
+        return VM_FAULT_RETRY
+    yield Wait(queue, state, reason)
+    if vmf.task.interrupted(state):
+        release_fault_lock(vmf)
+        return VM_FAULT_RETRY
+    return 0

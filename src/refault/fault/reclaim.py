@@ -1,0 +1,225 @@
+"""Where memory comes from when the budget is full.
+
+Source: the kernel's mm/vmscan.c.  A clean unit is dropped at once, by whoever
+needs the room.  A dirty one must be written back first; that is done by one
+task per budget in the background (``kswapd``), in batches, so that no fault
+writes.
+
+To evict a unit: lock it; write-protect it, so that from now on no thread can change
+it; write it back; take it out of every page table and free its memory; unlock
+it.  Threads that touch it meanwhile wait for the page lock, and then fault it in
+again.  If the write fails the unit stays, dirty as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from refault.memory.budget import Budget
+from refault.memory.mapping import Mapping
+from refault.memory.page import PG_DIRTY, PG_LOCKED, PG_UPTODATE, PG_WRITEBACK
+from refault.memory.wait import RESCHEDULE, Task, TaskState, Wait, WaitReason, Waits
+
+from .machine import Machine
+
+__all__ = ["evict_units", "reclaim", "runs", "shrink_clean", "sync_units"]
+
+BATCH_BYTES = 4 << 20
+BATCH_UNITS = 64
+
+
+def runs(indexes: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Join sorted indexes to runs ``[first, last)``."""
+    first = last = -1
+    for index in indexes:
+        if index == last:
+            last += 1
+        else:
+            if last > first:
+                yield first, last
+            first, last = index, index + 1
+    if last > first:
+        yield first, last
+
+
+def _batch(mapping: Mapping) -> int:
+    return max(1, min(BATCH_UNITS, BATCH_BYTES // mapping.page_size))
+
+
+def _by_size(budget: Budget) -> list[Mapping]:
+    """The mappings to take from, the largest first."""
+    if len(budget.mappings) == 1:
+        return budget.mappings
+    resident = [mapping for mapping in budget.mappings if mapping.working_set]
+    return sorted(resident, key=lambda mapping: mapping.resident, reverse=True)
+
+
+def drop_units(machine: Machine, mapping: Mapping, indexes: list[int], *, ghost: bool) -> None:
+    """Free clean units; the caller has made sure that nobody else works on them."""
+    for first, last in runs(sorted(indexes)):
+        machine.punch(mapping, first, last)
+        for index in range(first, last):
+            mapping.drop(index, ghost=ghost)
+
+
+def shrink_clean(machine: Machine, budget: Budget) -> bool:
+    """Drop one old clean unit; False if the oldest units are all dirty or busy.
+
+    Parameters
+    ----------
+    machine
+        Carries it out.
+    budget
+        Which is full.
+
+    Returns
+    -------
+    bool
+        Whether anything was dropped.
+    """
+    for mapping in _by_size(budget):
+        victims = mapping.working_set.victims(1, mapping.droppable)
+        if victims:
+            drop_units(machine, mapping, victims, ghost=True)
+            return True
+    return False
+
+
+def reclaim(machine: Machine, budget: Budget, task: Task) -> Waits[None]:
+    """Evict until twice the low mark is free: the background task of one budget.
+
+    If there is nothing to evict it ends; whoever waits for room is woken as soon as a
+    unit is unlocked, unpinned or freed, and calls it again.
+
+    Parameters
+    ----------
+    machine
+        Carries it out.
+    budget
+        Which is nearly or entirely full.
+    task
+        The background task.
+    """
+    budget.reclaiming = True
+    try:
+        while budget.limit is not None and not task.fatal_signal_pending():
+            wanted = max(2 * budget.low_free, 1) - (budget.limit - budget.usage)
+            if wanted <= 0:
+                return
+            for mapping in _by_size(budget):
+                count = min(_batch(mapping), -(-wanted // mapping.page_size))
+                victims = mapping.working_set.victims(count, mapping.evictable)
+                if victims:
+                    break
+            else:
+                return
+            failed = yield from evict_units(machine, mapping, victims, task, ghost=True)
+            if failed is not None:
+                pause = machine.write_failed(mapping, failed)
+                while pause.cooling and not task.fatal_signal_pending():
+                    yield Wait(pause.over, TaskState.KILLABLE, WaitReason.STORE_ERROR)
+            yield RESCHEDULE
+    finally:
+        budget.reclaiming = False
+
+
+def evict_units(
+    machine: Machine, mapping: Mapping, indexes: Iterable[int], task: Task, *, ghost: bool
+) -> Waits[BaseException | None]:
+    """Write back what is dirty of some units and free them all.
+
+    Units that are locked, pinned, absent or being written are left alone.
+
+    Returns
+    -------
+    BaseException or None
+        Why a unit could not be written back; such units stay, dirty.
+    """
+    locked = [
+        index
+        for index in sorted(indexes)
+        if mapping.flags[index] & PG_UPTODATE
+        and mapping.evictable(index)
+        and mapping.trylock_page(index)
+    ]
+    dirty = [index for index in locked if mapping.flags[index] & PG_DIRTY]
+    failed: BaseException | None = None
+    if dirty:
+        failed = yield from write_units(machine, mapping, dirty, task)
+    gone = [index for index in locked if not mapping.flags[index] & PG_DIRTY]
+    drop_units(machine, mapping, gone, ghost=ghost)
+    for index in locked:
+        mapping.unlock_page(index)
+    return failed
+
+
+def write_units(
+    machine: Machine, mapping: Mapping, dirty: list[int], task: Task
+) -> Waits[BaseException | None]:
+    """Protect dirty units, write them, and wait until they are written.
+
+    Parameters
+    ----------
+    dirty
+        Sorted indexes of units that are dirty and not under writeback.
+
+    Returns
+    -------
+    BaseException or None
+        The error of a write that failed; its units are dirty again.
+    """
+    mapping.write_error = None
+    for first, last in runs(dirty):
+        machine.write_protect(mapping, first, last)
+        for index in range(first, last):
+            mapping.begin_writeback(index)
+        machine.submit_write(mapping, first, last)
+    for index in dirty:
+        yield from wait_on_writeback(mapping, index)
+    return mapping.write_error
+
+
+def wait_on_writeback(mapping: Mapping, index: int) -> Waits[None]:
+    """Wait until a unit is not being written any more."""
+    while mapping.flags[index] & PG_WRITEBACK:
+        yield Wait(mapping.page_queue(index), TaskState.UNINTERRUPTIBLE, WaitReason.WRITEBACK)
+
+
+def sync_units(
+    machine: Machine, mapping: Mapping, first: int, last: int, task: Task
+) -> Waits[BaseException | None]:
+    """Write back all dirty units of ``[first, last)``, and keep them resident.
+
+    A unit that is changed again while it is written becomes dirty again and is not
+    waited for: what was written before the call is in the store when it returns.
+
+    Returns
+    -------
+    BaseException or None
+        The first error.
+    """
+    failed: BaseException | None = None
+    indexes = sorted(
+        index
+        for index in mapping.working_set
+        if first <= index < last and mapping.flags[index] & (PG_DIRTY | PG_WRITEBACK)
+    )
+    batch = _batch(mapping) * 4
+    for at in range(0, len(indexes), batch):
+        part = indexes[at : at + batch]
+        for index in part:
+            yield from wait_on_writeback(mapping, index)
+        while any(mapping.flags[index] & PG_LOCKED for index in part):
+            for index in part:
+                if mapping.flags[index] & PG_LOCKED:
+                    yield Wait(mapping.page_queue(index), TaskState.KILLABLE, WaitReason.PAGE_LOCK)
+                    if task.fatal_signal_pending():
+                        return failed
+        dirty = [index for index in part if mapping.flags[index] & PG_DIRTY]
+        if dirty:
+            error = yield from write_units(machine, mapping, dirty, task)
+            failed = failed or error
+        if task.signal_pending():
+            return failed
+        yield RESCHEDULE
+    return failed

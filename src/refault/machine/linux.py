@@ -1,0 +1,404 @@
+"""The Linux machine: what the fault path decides, done with userfaultfd and memfds.
+
+How a unit comes in: its bytes are read into a staging buffer of ours, written to the
+memfd with ``pwrite``, and made visible with UFFDIO_CONTINUE.  The memfd is *not*
+mapped here.  That is faster than reading into a mapping of it (measured, 64 KiB from
+the page cache: 24 us against 43 us, and freeing it again 12 us against 17 us: no
+page tables of ours to fill and to flush), and it is safer: a read that fails half way,
+or that ends long after everybody gave up, has only touched the staging buffer.
+
+How a unit goes out: UFFDIO_WRITEPROTECT stops the writers, ``pread`` from the memfd feeds the
+store, and ``fallocate(PUNCH_HOLE)`` frees the memory and removes it from every
+page table; the next touch is a MISSING fault.
+
+A failed ioctl wakes nobody.  So wherever one fails because somebody else was
+faster, the range is woken explicitly: the threads there look again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from refault.errors import StoreError
+from refault.memory.address_space import AddressSpace
+from refault.memory.budget import Budget
+from refault.memory.mapping import Mapping, PageError
+from refault.memory.page import PG_SWAPPED
+from refault.memory.vma import Vma
+from refault.stores.base import Store
+from refault.stores.swap import Swap
+
+from .uffd import (
+    CONTINUE_WP,
+    WRITEPROTECT_WP,
+    Again,
+    PageAbsent,
+    ProcessGone,
+    RangeGone,
+    Userfaultfd,
+)
+
+__all__ = ["LinuxAddressSpace", "LinuxMachine", "LinuxMapping", "Services"]
+
+RUN_BYTES = 1 << 20
+"""The most that one call reads from, or writes to, a store."""
+
+SPARE_BUFFERS = 8
+
+BACKOFF_SECONDS = 0.05
+BACKOFF_LIMIT = 5.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_fallocate = _libc.fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+_PUNCH_HOLE_KEEP_SIZE = 0x2 | 0x1
+
+
+class Services(Protocol):
+    """What the machine needs of the process it runs in."""
+
+    def submit(
+        self,
+        mapping: LinuxMapping,
+        work: Callable[[], Any],
+        done: Callable[[Any, BaseException | None], None],
+    ) -> None:
+        """Run `work` in a thread of the mapping's lane, then `done` in the loop."""
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> object:
+        """Call `call` in the loop after so many seconds."""
+
+    def spawn_reclaim(self, budget: Budget) -> None:
+        """Start the background reclaim of `budget`."""
+
+
+class LinuxAddressSpace(AddressSpace):
+    """The address space of a client, with the userfaultfd that reaches into it."""
+
+    def __init__(self, budget: Budget, uffd: Userfaultfd) -> None:
+        super().__init__(budget)
+        self.uffd = uffd
+
+
+class LinuxMapping(Mapping):
+    """A mapping with its memfd, its store, and its place in swap.
+
+    Parameters
+    ----------
+    store
+        Where pages come from.
+    swap
+        Where private pages go.
+    **others
+        See `Mapping`.
+    """
+
+    def __init__(self, *args: Any, store: Store, swap: Swap, **others: Any) -> None:
+        super().__init__(*args, **others)
+        self.store = store
+        self.swap = swap
+        self.read_nowait = getattr(store, "read_nowait", None)
+        self.memfd = os.memfd_create(f"refault:{os.path.basename(self.name)[:200]}")
+        self.given_up: set[int] = set()
+        self.write_pause: PageError | None = None
+        self.closed = False
+        self.resize_memfd()
+
+    def resize_memfd(self) -> None:
+        """Make the memfd as large as the mapping, in whole pages."""
+        os.ftruncate(self.memfd, -(-self.size // 4096) * 4096)
+
+    def close(self) -> None:
+        """Give everything back.  A read that still hangs somewhere finds nobody waiting."""
+        self.closed = True
+        os.close(self.memfd)
+        self.swap.discard_all(self.number)
+        level: Budget | None = self.budget
+        usage = self.budget.usage
+        if usage:
+            self.budget.uncharge(usage)
+        while level is not None:
+            level.mappings.remove(self)
+            level = level.parent
+        close = getattr(self.store, "close", None)
+        if close is not None:
+            close()
+
+
+class LinuxMachine:
+    """See `refault.fault.machine.Machine`.
+
+    Parameters
+    ----------
+    services
+        Threads, timers and tasks of the pager.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.staging = bytearray(2 << 20)
+        self.staging_view = memoryview(self.staging)
+        self.plugged: dict[LinuxMapping, list[int]] = {}
+        self.buffers: list[bytearray] = []
+
+    # -- page tables ----------------------------------------------------------
+
+    def map_units(
+        self, vma: Vma, first: int, last: int, *, writable: bool, protected: bool | None
+    ) -> None:
+        """Map units, see `Machine.map_units`."""
+        start, end = vma.unit_range(first, last)
+        uffd = vma.mm.uffd  # type: ignore[attr-defined]
+        try:
+            if not protected:
+                uffd.continue_(start, end - start, 0 if writable else CONTINUE_WP)
+            if writable and protected is not False:
+                uffd.write_protect(start, end - start, 0)
+        except PageAbsent:
+            raise AssertionError(
+                f"units {first}..{last} of {vma} are uptodate but absent"
+            ) from None
+        except Again:
+            self._wake(uffd, start, end)
+        except RangeGone:
+            self._wake(uffd, start, end)
+
+    def _wake(self, uffd: Userfaultfd, start: int, end: int) -> None:
+        try:
+            uffd.wake(start, end - start)
+        except ProcessGone:
+            pass
+
+    def write_protect(self, mapping: Mapping, first: int, last: int) -> None:
+        """Write-protect units everywhere, see `Machine.write_protect`."""
+        for vma in mapping.vmas:
+            start, end = vma.unit_range(first, last)
+            if not vma.writable or start >= end or vma.mm.dead:
+                continue
+            while True:
+                try:
+                    vma.mm.uffd.write_protect(  # type: ignore[attr-defined]
+                        start, end - start, WRITEPROTECT_WP
+                    )
+                except Again:
+                    continue
+                except RangeGone:
+                    pass
+                break
+
+    def punch(self, mapping: Mapping, first: int, last: int) -> None:
+        """Free units, see `Machine.punch`."""
+        assert isinstance(mapping, LinuxMapping)
+        start = first << mapping.page_shift
+        self._punch_bytes(mapping, start, (last << mapping.page_shift) - start)
+
+    def _punch_bytes(self, mapping: LinuxMapping, start: int, length: int) -> None:
+        if _fallocate(mapping.memfd, _PUNCH_HOLE_KEEP_SIZE, start, length):
+            number = ctypes.get_errno()
+            raise OSError(number, f"cannot free memory of {mapping.name}: {os.strerror(number)}")
+
+    # -- in -------------------------------------------------------------------
+
+    def read_now(self, mapping: Mapping, index: int) -> bool:
+        """Fill a unit if that needs no waiting, see `Machine.read_now`."""
+        assert isinstance(mapping, LinuxMapping)
+        start, end = mapping.index_bytes(index)
+        buffer = self.staging_view[: end - start]
+        if mapping.flags[index] & PG_SWAPPED:
+            if not mapping.swap.load_nowait((mapping.number, index), buffer):
+                return False
+            mapping.counters.swap_reads += 1
+        else:
+            if mapping.read_nowait is None or not mapping.read_nowait(start, buffer):
+                return False
+            mapping.counters.store_reads += 1
+        self._install(mapping, index, start, buffer)
+        return True
+
+    def _install(self, mapping: LinuxMapping, index: int, start: int, buffer: memoryview) -> None:
+        """Put a unit's bytes into the memfd."""
+        if index in mapping.given_up:
+            mapping.given_up.discard(index)
+            self.punch(mapping, index, index + 1)
+        mapping.counters.bytes_read += len(buffer)
+        written = os.pwrite(mapping.memfd, buffer, start)
+        if written != len(buffer):
+            self.punch(mapping, index, index + 1)
+            raise StoreError(f"{mapping.name}: no memory for {len(buffer)} bytes at {start}")
+
+    def submit_read(self, mapping: Mapping, index: int) -> None:
+        """Begin to fill a unit, see `Machine.submit_read`.
+
+        Reads that are submitted in the same turn of the loop and lie side by side
+        become one: see `unplug`.
+        """
+        assert isinstance(mapping, LinuxMapping)
+        self.plugged.setdefault(mapping, []).append(index)
+
+    def unplug(self) -> None:
+        """Send the reads collected since the last turn to the threads."""
+        while self.plugged:
+            mapping, indexes = self.plugged.popitem()
+            indexes.sort()
+            run: list[int] = []
+            for index in indexes:
+                joins = (
+                    run
+                    and index == run[-1] + 1
+                    and (len(run) + 1) * mapping.page_size <= RUN_BYTES
+                    and not (mapping.flags[index] | mapping.flags[run[0]]) & PG_SWAPPED
+                )
+                if run and not joins:
+                    self._start_read(mapping, run)
+                    run = []
+                run.append(index)
+            self._start_read(mapping, run)
+
+    def _start_read(self, mapping: LinuxMapping, run: list[int]) -> None:
+        start = mapping.index_bytes(run[0])[0]
+        length = mapping.index_bytes(run[-1])[1] - start
+        swapped = mapping.flags[run[0]] & PG_SWAPPED
+
+        def work() -> bytearray:
+            buffer = self._take_buffer()
+            with memoryview(buffer) as whole, whole[:length] as view:
+                if swapped:
+                    mapping.swap.load((mapping.number, run[0]), view)
+                else:
+                    mapping.store.read_into(start, view)
+            return buffer
+
+        def done(buffer: bytearray | None, error: BaseException | None) -> None:
+            if not mapping.closed:
+                self._end_read(mapping, run, start, buffer, error)
+            if buffer is not None:
+                self._give_buffer(buffer)
+
+        self.services.submit(mapping, work, done)
+
+    def _take_buffer(self) -> bytearray:
+        """A staging buffer for one run; called in threads."""
+        try:
+            return self.buffers.pop()
+        except IndexError:
+            return bytearray(max(RUN_BYTES, 2 << 20))
+
+    def _give_buffer(self, buffer: bytearray) -> None:
+        if len(self.buffers) < SPARE_BUFFERS:
+            self.buffers.append(buffer)
+
+    def _end_read(
+        self,
+        mapping: LinuxMapping,
+        run: list[int],
+        start: int,
+        buffer: bytearray | None,
+        error: BaseException | None,
+    ) -> None:
+        if error is not None and len(run) > 1:
+            # One unit of the run may be at fault and the others fine: ask one by one.
+            for index in run:
+                self._start_read(mapping, [index])
+            return
+        swapped = bool(mapping.flags[run[0]] & PG_SWAPPED)
+        mapping.counters.swap_reads += swapped
+        mapping.counters.store_reads += not swapped
+        view = memoryview(buffer) if buffer is not None else None
+        for index in run:
+            failure = error
+            if failure is None and view is not None:
+                first, last = mapping.index_bytes(index)
+                try:
+                    self._install(mapping, index, first, view[first - start : last - start])
+                except (OSError, StoreError) as problem:
+                    failure = problem
+            permanent = bool(getattr(failure, "permanent", False))
+            mapping.end_read(index, failure, permanent=permanent)
+            if failure is not None:
+                self.read_failed(mapping, index)
+
+    # -- out ------------------------------------------------------------------
+
+    def submit_write(self, mapping: Mapping, first: int, last: int) -> None:
+        """Begin to write units back, see `Machine.submit_write`."""
+        assert isinstance(mapping, LinuxMapping)
+        step = max(1, RUN_BYTES // mapping.page_size)
+        for at in range(first, last, step):
+            self._start_write(mapping, at, min(at + step, last))
+
+    def _start_write(self, mapping: LinuxMapping, first: int, last: int) -> None:
+        start = mapping.index_bytes(first)[0]
+        length = mapping.index_bytes(last - 1)[1] - start
+
+        def work() -> None:
+            buffer = self._take_buffer()
+            with memoryview(buffer) as whole, whole[:length] as view:
+                if os.preadv(mapping.memfd, [view], start) != length:
+                    raise StoreError(f"{mapping.name}: memory at {start} cannot be read")
+                for index in range(first, last) if mapping.private else ():
+                    low, high = mapping.index_bytes(index)
+                    mapping.swap.store((mapping.number, index), view[low - start : high - start])
+                if not mapping.private:
+                    mapping.store.write_from(start, view)  # type: ignore[attr-defined]
+            self._give_buffer(buffer)
+
+        def done(_: None, error: BaseException | None) -> None:
+            counters = mapping.counters
+            if error is None:
+                mapping.write_pause = None
+                counters.bytes_written += length
+                if mapping.private:
+                    counters.swap_writes += last - first
+                else:
+                    counters.store_writes += 1
+            for index in range(first, last):
+                mapping.end_writeback(index, error)
+
+        self.services.submit(mapping, work, done)
+
+    # -- failures -------------------------------------------------------------
+
+    def read_failed(self, mapping: Mapping, index: int) -> None:
+        """Say that a read failed and when it is tried again, see `Machine.read_failed`."""
+        error = mapping.errors[index]
+        offset, end = mapping.index_bytes(index)
+        self._pause(
+            error, f"{mapping.name}: bytes {offset} to {end} could not be read", error.cause
+        )
+
+    def write_failed(self, mapping: Mapping, error: BaseException) -> PageError:
+        """Say that a write failed and when it is tried again, see `Machine.write_failed`."""
+        assert isinstance(mapping, LinuxMapping)
+        before = mapping.write_pause
+        pause = PageError(error, permanent=False, tries=before.tries + 1 if before else 1)
+        mapping.write_pause = pause
+        self._pause(pause, f"{mapping.name}: changed pages could not be written", error)
+        return pause
+
+    def _pause(self, error: PageError, what: str, cause: BaseException) -> None:
+        if error.permanent:
+            then = "it will not be tried again"
+        else:
+            seconds = min(BACKOFF_SECONDS * 2 ** (error.tries - 1), BACKOFF_LIMIT)
+            seconds *= random.uniform(0.8, 1.2)
+            self.services.call_later(seconds, error.cooled)
+            then = f"try {error.tries} failed, the next one is in {seconds:.2g} s"
+        if error.permanent or error.tries & (error.tries - 1) == 0:
+            say(f"{what}: {type(cause).__name__}: {cause}; {then}")
+
+    def wake_reclaim(self, budget: Budget) -> None:
+        """Start background reclaim, see `Machine.wake_reclaim`."""
+        self.services.spawn_reclaim(budget)
+
+
+def say(text: str) -> None:
+    """Tell the user: the pager shares the client's standard error."""
+    try:
+        print(f"refault: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        pass

@@ -1,0 +1,92 @@
+"""How much may be resident.  A budget may stand under another one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .wait import WaitQueue
+
+if TYPE_CHECKING:
+    from .mapping import Mapping
+
+__all__ = ["Budget"]
+
+
+class Budget:
+    """A hard bound on resident bytes: of one mapping, or of a whole process.
+
+    A page unit is charged before its memory is allocated and uncharged after
+    it was given back, so `usage` is never less than what the memfds hold.
+
+    Attributes
+    ----------
+    limit
+        Bytes; None: no bound of its own.
+    usage, peak
+        Bytes charged now, and at most so far.
+    mappings
+        Whose pages are charged here.
+    freed
+        Woken whenever bytes come back, or could: a unit was unlocked or unpinned.
+    reclaiming
+        Whether a reclaim task already works for this budget.
+    """
+
+    __slots__ = ("freed", "limit", "low_free", "mappings", "parent", "peak", "reclaiming", "usage")
+
+    def __init__(self, limit: int | None, parent: Budget | None = None) -> None:
+        self.parent = parent
+        self.usage = 0
+        self.peak = 0
+        self.mappings: list[Mapping] = []
+        self.freed = WaitQueue()
+        self.reclaiming = False
+        self.limit: int | None = None
+        self.low_free = 0
+        self.set_limit(limit)
+
+    def set_limit(self, limit: int | None) -> None:
+        """Change the bound; what is over it is reclaimed by whoever is next."""
+        self.limit = limit
+        self.low_free = limit >> 6 if limit is not None else 0
+        self.freed.wake_all()
+
+    def try_charge(self, size: int) -> Budget | None:
+        """Charge `size` bytes here and above; on failure say which budget is full.
+
+        Returns
+        -------
+        None if charged, else the budget that has no room; nothing is charged then.
+        """
+        parent = self.parent
+        if parent is not None and parent.limit is not None and parent.usage + size > parent.limit:
+            return parent
+        if self.limit is not None and self.usage + size > self.limit:
+            return self
+        self.usage += size
+        if self.usage > self.peak:
+            self.peak = self.usage
+        if parent is not None:
+            parent.usage += size
+            if parent.usage > parent.peak:
+                parent.peak = parent.usage
+        return None
+
+    def uncharge(self, size: int) -> None:
+        """Give `size` bytes back, here and above, and wake whoever waits for them."""
+        if size > self.usage:
+            raise AssertionError("more bytes uncharged than were charged")
+        self.usage -= size
+        self.freed.wake_all()
+        if self.parent is not None:
+            self.parent.uncharge(size)
+
+    def wake_waiters(self) -> None:
+        """A unit has become evictable: whoever waits for room looks again."""
+        self.freed.wake_all()
+        if self.parent is not None:
+            self.parent.wake_waiters()
+
+    def pressed(self) -> bool:
+        """Whether so little is free that reclaim should begin ahead of need."""
+        return self.limit is not None and self.limit - self.usage < self.low_free

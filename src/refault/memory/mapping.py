@@ -1,0 +1,329 @@
+"""One store-backed object in memory: the states of its page units.
+
+Source: the kernel's `struct address_space` (the page cache of one file).  A
+mapping has one memfd, shared by every `Vma` that maps it.  The state bytes here
+are the truth about it; what the memfd or a page table happen to hold is only
+ever what these bytes say it may hold.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .budget import Budget
+from .page import (
+    PG_ACTIVE,
+    PG_DIRTY,
+    PG_LOCKED,
+    PG_READAHEAD,
+    PG_READING,
+    PG_SWAPPED,
+    PG_UPTODATE,
+    PG_WRITEBACK,
+)
+from .readahead import Readahead
+from .wait import WaitQueue
+from .workingset import WorkingSet
+
+if TYPE_CHECKING:
+    from .vma import Vma
+
+__all__ = ["Counters", "Mapping", "PageError"]
+
+
+class Counters:
+    """What happened to one mapping since it was opened; plain numbers."""
+
+    __slots__ = (
+        "attempts",
+        "bytes_read",
+        "bytes_written",
+        "evictions",
+        "faults",
+        "given_up",
+        "major",
+        "max_attempts",
+        "minor",
+        "readahead",
+        "refaults",
+        "retries_address_space",
+        "retries_memory",
+        "retries_page_lock",
+        "retries_read",
+        "retries_store_error",
+        "retries_writeback",
+        "store_errors",
+        "store_reads",
+        "store_writes",
+        "swap_reads",
+        "swap_writes",
+        "write_protect_faults",
+    )
+
+    def __init__(self) -> None:
+        for name in self.__slots__:
+            setattr(self, name, 0)
+
+    if TYPE_CHECKING:
+        attempts: int
+        bytes_read: int
+        bytes_written: int
+        evictions: int
+        faults: int
+        given_up: int
+        major: int
+        max_attempts: int
+        minor: int
+        readahead: int
+        refaults: int
+        retries_address_space: int
+        retries_memory: int
+        retries_page_lock: int
+        retries_read: int
+        retries_store_error: int
+        retries_writeback: int
+        store_errors: int
+        store_reads: int
+        store_writes: int
+        swap_reads: int
+        swap_writes: int
+        write_protect_faults: int
+
+
+class PageError:
+    """Why the last read of a unit failed, and whether to ask again.
+
+    Attributes
+    ----------
+    cause
+        What the store raised.
+    permanent
+        Asking again is of no use.
+    tries
+        How often the store has been asked for this unit in vain.
+    cooling
+        True until the pause before the next try is over; then `over` is woken.
+    """
+
+    __slots__ = ("cause", "cooling", "over", "permanent", "tries")
+
+    def __init__(self, cause: BaseException, *, permanent: bool, tries: int) -> None:
+        self.cause = cause
+        self.permanent = permanent
+        self.tries = tries
+        self.cooling = not permanent
+        self.over = WaitQueue()
+
+    def cooled(self) -> None:
+        """The pause is over: let the waiting faults try again."""
+        self.cooling = False
+        self.over.wake_all()
+
+
+class Mapping:
+    """One object whose page units are brought in, changed, and written back.
+
+    Parameters
+    ----------
+    number
+        Unique in its pager.
+    name
+        For messages: a path, or the name of the store.
+    size
+        Bytes in the object.
+    page_size
+        Bytes of a page unit, a power of two.
+    budget
+        Where resident units are charged.
+    private
+        Changed units go to swap and never to the store.
+    writable
+        Whether changed units may be written to the store.
+    readahead
+        Whether sequential reads are recognised.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        size: int,
+        page_size: int,
+        budget: Budget,
+        *,
+        private: bool,
+        writable: bool,
+        readahead: bool = True,
+    ) -> None:
+        if page_size & (page_size - 1):
+            raise AssertionError("page_size must be a power of two")
+        self.number = number
+        self.name = name
+        self.size = size
+        self.page_size = page_size
+        self.page_shift = page_size.bit_length() - 1
+        self.budget = budget
+        self.private = private
+        self.writable = writable
+        self.pages = -(-size // page_size)
+        self.flags = bytearray(self.pages)
+        self.dirty = 0
+        self.vmas: list[Vma] = []
+        self.pins: dict[int, int] = {}
+        self.errors: dict[int, PageError] = {}
+        self.write_error: BaseException | None = None
+        self.counters = Counters()
+        limit = budget.limit if budget.limit is not None else None
+        self.working_set = WorkingSet(self.pages if limit is None else limit // page_size)
+        self.readahead = Readahead(page_size, limit) if readahead else None
+        self._queues: dict[int, WaitQueue] = {}
+        level: Budget | None = budget
+        while level is not None:
+            level.mappings.append(self)
+            level = level.parent
+
+    # -- sizes ------------------------------------------------------------
+
+    def index_bytes(self, index: int) -> tuple[int, int]:
+        """Bytes ``[start, end)`` of the object that a unit holds."""
+        start = index << self.page_shift
+        return start, min(start + self.page_size, self.size)
+
+    def grow(self, size: int) -> None:
+        """The object has become larger."""
+        self.size = size
+        pages = -(-size // self.page_size)
+        self.flags.extend(bytes(pages - self.pages))
+        self.pages = pages
+
+    @property
+    def resident(self) -> int:
+        """Bytes charged to the budget."""
+        return self.budget.usage
+
+    # -- the page lock ------------------------------------------------------
+
+    def trylock_page(self, index: int) -> bool:
+        """Lock a unit if nobody holds its lock."""
+        if self.flags[index] & PG_LOCKED:
+            return False
+        self.flags[index] |= PG_LOCKED
+        return True
+
+    def unlock_page(self, index: int) -> None:
+        """Give the unit's lock up and wake whoever waits for it."""
+        if not self.flags[index] & PG_LOCKED:
+            raise AssertionError(f"unit {index} of {self.name} unlocked twice")
+        self.flags[index] &= ~PG_LOCKED
+        self.wake_page(index)
+        self.budget.wake_waiters()
+
+    def page_queue(self, index: int) -> WaitQueue:
+        """Where tasks wait for the unit's lock, read or writeback to end."""
+        queue = self._queues.get(index)
+        if queue is None:
+            queue = self._queues[index] = WaitQueue()
+        return queue
+
+    def wake_page(self, index: int) -> None:
+        """Wake whoever waits for anything about the unit."""
+        queue = self._queues.pop(index, None)
+        if queue is not None:
+            queue.wake_all()
+
+    # -- content ------------------------------------------------------------
+
+    def set_uptodate(self, index: int) -> None:
+        """The memfd now holds the unit's true content (the unit is locked)."""
+        self.flags[index] |= PG_UPTODATE
+        self.errors.pop(index, None)
+        if self.working_set.add(index):
+            self.flags[index] |= PG_ACTIVE
+            self.counters.refaults += 1
+
+    def set_dirty(self, index: int) -> None:
+        """The unit is about to be changed: what store or swap hold is old from now on."""
+        if not self.flags[index] & PG_DIRTY:
+            self.flags[index] |= PG_DIRTY
+            self.dirty += 1
+
+    def clear_dirty(self, index: int) -> None:
+        """The unit's content is on its way out, and its mappings are protected again."""
+        if self.flags[index] & PG_DIRTY:
+            self.flags[index] &= ~PG_DIRTY
+            self.dirty -= 1
+
+    def begin_read(self, index: int) -> None:
+        """A read of the (locked, charged) unit has been started."""
+        self.flags[index] |= PG_READING
+
+    def end_read(self, index: int, error: BaseException | None, *, permanent: bool = False) -> None:
+        """The read has ended: the unit is uptodate, or it has an error, and is unlocked."""
+        self.flags[index] &= ~PG_READING
+        if error is None:
+            self.set_uptodate(index)
+        else:
+            self.budget.uncharge(self.page_size)
+            self.set_error(index, error, permanent=permanent)
+        self.unlock_page(index)
+
+    def set_error(self, index: int, error: BaseException, *, permanent: bool) -> PageError:
+        """Remember why a unit could not be read."""
+        before = self.errors.get(index)
+        tries = before.tries + 1 if before is not None else 1
+        self.errors[index] = found = PageError(error, permanent=permanent, tries=tries)
+        self.counters.store_errors += 1
+        return found
+
+    def begin_writeback(self, index: int) -> None:
+        """The unit is protected; its content is about to be written."""
+        self.clear_dirty(index)
+        self.flags[index] |= PG_WRITEBACK
+
+    def end_writeback(self, index: int, error: BaseException | None) -> None:
+        """The content is stored, or the unit is dirty again."""
+        self.flags[index] &= ~PG_WRITEBACK
+        if error is not None:
+            self.set_dirty(index)
+            self.write_error = error
+            self.counters.store_errors += 1
+        elif self.private:
+            self.flags[index] |= PG_SWAPPED
+        self.wake_page(index)
+        self.budget.wake_waiters()
+
+    def drop(self, index: int, *, ghost: bool) -> None:
+        """The unit's memory was given back; only store or swap have its content now."""
+        if self.flags[index] & (PG_DIRTY | PG_WRITEBACK):
+            raise AssertionError(f"unit {index} of {self.name} dropped while it is dirty")
+        self.flags[index] &= ~(PG_UPTODATE | PG_ACTIVE | PG_READAHEAD)
+        self.working_set.remove(index, ghost=ghost)
+        self.counters.evictions += ghost
+        self.budget.uncharge(self.page_size)
+
+    # -- pins ---------------------------------------------------------------
+
+    def pin(self, index: int) -> None:
+        """Keep a unit resident until it is unpinned as often as it was pinned."""
+        self.pins[index] = self.pins.get(index, 0) + 1
+
+    def unpin(self, index: int) -> None:
+        """Undo one `pin`."""
+        count = self.pins[index] - 1
+        if count:
+            self.pins[index] = count
+        else:
+            del self.pins[index]
+            self.budget.wake_waiters()
+
+    def evictable(self, index: int) -> bool:
+        """Whether nobody works on the unit and nobody has pinned it."""
+        return not self.flags[index] & (PG_LOCKED | PG_WRITEBACK) and index not in self.pins
+
+    def droppable(self, index: int) -> bool:
+        """Whether the unit can be evicted without writing it first."""
+        state = self.flags[index]
+        return not state & (PG_LOCKED | PG_WRITEBACK | PG_DIRTY) and index not in self.pins
+
+    def __repr__(self) -> str:
+        return f"<Mapping {self.number} {self.name} {self.pages} units of {self.page_size}>"

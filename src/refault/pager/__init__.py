@@ -1,0 +1,3 @@
+"""The pager: the process that serves the page faults of its clients."""
+
+__all__: list[str] = []

@@ -1,0 +1,356 @@
+"""One client: its userfaultfd, its requests, its signals, its end."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from typing import Any
+
+import msgspec
+
+from refault.errors import Error
+from refault.fault.callers import FaultOutcome, user_fault
+from refault.fault.gup import readahead
+from refault.fault.results import VM_FAULT_ERROR
+from refault.machine.linux import LinuxAddressSpace, LinuxMapping, say
+from refault.machine.uffd import (
+    EVENT_PAGEFAULT,
+    FAULT_WP,
+    FAULT_WRITE,
+    MESSAGE_SIZE,
+    RangeGone,
+    Userfaultfd,
+)
+from refault.memory.page import PG_UPTODATE
+from refault.memory.vma import Vma
+from refault.memory.wait import Signal, Waits
+from refault.wire import messages as wire
+
+from .interrupts import Interrupts
+from .requests import Request, handle
+from .service import Pager, Region
+from .tasks import PagerTask
+
+__all__ = ["Client"]
+
+MESSAGES_AT_ONCE = 16
+
+
+class FaultTask(PagerTask):
+    """A thread's fault that is being handled."""
+
+    __slots__ = ("address", "client", "duplicates", "key", "timer")
+
+    def __init__(self, client: Client, key: tuple[int, int], address: int) -> None:
+        super().__init__(client.pager.loop.scheduler, f"thread {key[0]}", client.fault_waits)
+        self.client = client
+        self.key = key
+        self.address = address
+        self.duplicates = 0
+        self.timer: Any = None
+
+    def finished(self, outcome: Any) -> None:
+        """The fault path is done with it."""
+        if self.timer is not None:
+            self.timer.cancel()
+        self.client.fault_done(self, outcome)
+
+
+class Client:
+    """A process whose faults we serve.
+
+    Parameters
+    ----------
+    pager
+        Where it belongs.
+    control
+        Its control socket.
+    """
+
+    def __init__(self, pager: Pager, control: socket.socket) -> None:
+        self.pager = pager
+        self.control = control
+        control.setblocking(False)
+        self.decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(wire.Request)
+        self.pid = 0
+        self.pidfd = -1
+        self.wakeup = -1
+        self.uffd: Userfaultfd | None = None
+        self.mm: LinuxAddressSpace | None = None
+        self.sys_path: list[str] = []
+        self.interrupts: Interrupts | None = None
+        self.regions: dict[int, Region] = {}
+        self.by_vma: dict[Vma, Region] = {}
+        self.faults: dict[tuple[int, int], FaultTask] = {}
+        self.requests: set[Request] = set()
+        self.messages = bytearray(MESSAGE_SIZE * MESSAGES_AT_ONCE)
+        self.duplicates = 0
+        self.gone = False
+        pager.clients.append(self)
+        pager.loop.add(control.fileno(), self.on_control)
+
+    # -- control --------------------------------------------------------------
+
+    def on_control(self, events: int) -> None:
+        """A request, or the end of the connection."""
+        while not self.gone:
+            try:
+                received = wire.receive(self.control, self.decoder, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                say(f"pager: a message of process {self.pid} is not understood: {error}")
+                return
+            except OSError:
+                received = None
+            if received is None:
+                self.end()
+                return
+            message, fds = received
+            if not fds:
+                say(f"pager: a message of process {self.pid} came without a reply socket")
+                continue
+            handle(self, message, fds)
+
+    def hello(self, message: wire.Hello, uffd: int, wakeup: int) -> None:
+        """The client has introduced itself."""
+        self.pid = message.pid
+        self.pidfd = os.pidfd_open(message.pid)
+        self.uffd = Userfaultfd(uffd)
+        self.mm = LinuxAddressSpace(self.pager.budget, self.uffd)
+        self.sys_path = message.sys_path
+        self.wakeup = wakeup
+        self.interrupts = Interrupts(message.pid, message.interrupt_slot, message.interrupt_handler)
+        os.set_blocking(uffd, False)
+        os.set_blocking(wakeup, False)
+        loop = self.pager.loop
+        loop.add(self.pidfd, lambda _: self.end())
+        loop.add(uffd, self.on_faults)
+        loop.add(wakeup, self.on_wakeup)
+        if message.resident is not None:
+            self.pager.budget.set_limit(message.resident)
+            self.pager.trim(self.pager.budget)
+
+    # -- faults ---------------------------------------------------------------
+
+    def on_faults(self, events: int) -> None:
+        """Messages of the userfaultfd."""
+        uffd, mm = self.uffd, self.mm
+        assert uffd is not None and mm is not None
+        if events & (select.EPOLLHUP | select.EPOLLERR) and not events & select.EPOLLIN:
+            self.end()
+            return
+        for event, flags, address, tid in uffd.read_messages(self.messages):
+            if event != EVENT_PAGEFAULT:
+                say(f"pager: unexpected userfaultfd event {event:#x} of process {self.pid}")
+                continue
+            key = (tid, address >> 12)
+            if key in self.faults:
+                # A signal interrupted the thread, or somebody woke it: the fault is the same one.
+                self.duplicates += 1
+                self.faults[key].duplicates += 1
+                continue
+            self.pager.placement.follow(self.pid, tid)
+            task = FaultTask(self, key, address)
+            self.faults[key] = task
+            if self.interrupts is not None and self.interrupts.pending and tid == self.pid:
+                task.signal = Signal.INTERRUPT
+            task.scheduler.spawn(
+                task,
+                user_fault(
+                    self.pager.machine,
+                    mm,
+                    task,
+                    address,
+                    write=bool(flags & (FAULT_WRITE | FAULT_WP)),
+                    protected=bool(flags & FAULT_WP),
+                ),
+                task.finished,
+            )
+
+    def fault_waits(self, task: PagerTask) -> None:
+        """A fault has to wait: from now on its deadline counts."""
+        assert isinstance(task, FaultTask) and self.mm is not None
+        if task.timer is None:
+            vma = self.mm.find(task.address)
+            region = self.region_of(vma) if vma is not None else None
+            if region is not None and region.deadline is not None:
+                task.timer = self.pager.loop.call_later(
+                    region.deadline, lambda: task.send_signal(Signal.DEADLINE)
+                )
+
+    def fault_done(self, task: FaultTask, outcome: FaultOutcome | BaseException) -> None:
+        """A fault has ended: deliver what has not been delivered yet."""
+        del self.faults[task.key]
+        if self.gone or isinstance(outcome, BaseException):
+            return
+        vma = outcome.vma
+        if vma is None:
+            self.wake(task.address)
+        elif outcome.result & VM_FAULT_ERROR:
+            self.deliver_error(task, vma, "")
+        elif outcome.interrupted:
+            if task.signal is Signal.INTERRUPT:
+                self.give_up(task, vma)
+            elif task.signal is Signal.DEADLINE:
+                self.deliver_error(task, vma, "; the time limit of the region is over")
+            else:
+                self.wake(task.address)
+        else:
+            ahead = vma.mapping.readahead
+            if ahead is not None and not vma.detached:
+                index = vma.index_of(task.address)
+                window = ahead.window(index)
+                if window is not None:
+                    self.read_ahead(vma, *window)
+
+    def read_ahead(self, vma: Vma, first: int, last: int) -> None:
+        """Begin to read a window, behind everything that is waiting now."""
+        task = PagerTask(self.pager.loop.scheduler, "readahead")
+
+        def work() -> Waits[None]:
+            if vma.detached or not vma.lock.down_read_trylock():
+                return
+            yield from readahead(self.pager.machine, vma, task, first, last)
+            vma.lock.up_read()
+
+        task.generator = work()
+        task.scheduler.alive.add(task)
+        task.scheduler.ready.append(task)
+
+    def wake(self, address: int) -> None:
+        """Let a thread look again."""
+        assert self.uffd is not None
+        try:
+            self.uffd.wake(address & ~4095, 4096)
+        except RangeGone:
+            pass
+
+    def deliver_error(self, task: FaultTask, vma: Vma, why: str) -> None:
+        """The page cannot be had: say why, then let the access die with SIGBUS."""
+        assert self.uffd is not None
+        mapping = vma.mapping
+        index = vma.index_of(task.address)
+        error = mapping.errors.get(index)
+        cause = f": {error.cause}" if error is not None else ""
+        start, end = mapping.index_bytes(index)
+        mapping.counters.given_up += 1
+        say(
+            f"{mapping.name}: thread {task.key[0]} of process {self.pid} touches bytes {start} to "
+            f"{end}, which cannot be had{cause}{why}; it gets SIGBUS. To get an exception "
+            f"instead, call populate or pin first"
+        )
+        page = task.address & ~4095
+        try:
+            self.uffd.poison(page, 4096)
+        except RangeGone:
+            return
+        except Error as problem:
+            say(f"{mapping.name}: SIGBUS cannot be delivered ({problem}): the thread stays")
+            return
+        self.wake(page)
+
+    # -- Ctrl-C ---------------------------------------------------------------
+
+    def on_wakeup(self, events: int) -> None:
+        """The client's C-level handler wrote the numbers of signals."""
+        try:
+            numbers = os.read(self.wakeup, 256)
+        except (BlockingIOError, ConnectionResetError):
+            return
+        if not numbers:
+            self.pager.loop.remove(self.wakeup)
+            return
+        if self.interrupts is not None and self.interrupts.arrived(numbers):
+            for task in list(self.faults.values()):
+                if task.key[0] == self.pid:
+                    task.send_signal(Signal.INTERRUPT)
+
+    def give_up(self, task: FaultTask, vma: Vma) -> None:
+        """Ctrl-C: let the access end with 0xFF; KeyboardInterrupt comes before anyone uses it."""
+        assert self.uffd is not None and self.interrupts is not None
+        mapping = vma.mapping
+        assert isinstance(mapping, LinuxMapping)
+        index = vma.index_of(task.address)
+        page = task.address & ~4095
+        if vma.detached or mapping.flags[index] & PG_UPTODATE:
+            self.wake(page)
+            return
+        mapping.counters.given_up += 1
+        mapping.given_up.add(index)
+        os.pwrite(mapping.memfd, b"\xff" * 4096, page - vma.start + vma.offset)
+        self.interrupts.given_up.append((mapping, index))
+        try:
+            self.uffd.continue_(page, 4096)
+        except Error as problem:
+            say(f"{mapping.name}: cannot interrupt thread {task.key[0]}: {problem}")
+
+    def handled(self) -> None:
+        """The client's own handler runs: forget the interrupt and what was given up for it."""
+        assert self.interrupts is not None
+        for mapping, index in self.interrupts.handled():
+            if index in mapping.given_up and not mapping.closed:
+                mapping.given_up.discard(index)
+                self.pager.machine.punch(mapping, index, index + 1)
+
+    # -- regions ----------------------------------------------------------------
+
+    def region_of(self, vma: Vma) -> Region | None:
+        """The region that a vma belongs to."""
+        return self.by_vma.get(vma)
+
+    def stop_waiting(self, region: Region, signal: Signal) -> None:
+        """Send a signal to everybody who waits in a region."""
+        vma = region.vma
+        if vma is None:
+            return
+        for task in list(self.faults.values()):
+            if vma.start <= task.address < vma.end:
+                task.send_signal(signal)
+        for request in list(self.requests):
+            if request.region is region and request.task is not None:
+                request.task.send_signal(signal)
+
+    # -- the end ----------------------------------------------------------------
+
+    def end(self) -> None:
+        """The client is gone: write its changes back, give everything up."""
+        if self.gone:
+            return
+        self.gone = True
+        loop = self.pager.loop
+        for fd in (self.control.fileno(), self.pidfd, self.wakeup):
+            if fd >= 0:
+                loop.remove(fd)
+        if self.mm is not None:
+            self.mm.dead = True
+        for task in list(self.faults.values()):
+            task.send_signal(Signal.KILL)
+        for request in list(self.requests):
+            if request.task is not None:
+                request.task.send_signal(Signal.KILL)
+            if request.answered:
+                request.close()
+        last = PagerTask(loop.scheduler, f"end of {self.pid}")
+        loop.scheduler.spawn(last, self._write_back(last), lambda _: self._ended())
+
+    def _write_back(self, task: PagerTask) -> Waits[None]:
+        for region in list(self.regions.values()):
+            try:
+                yield from self.pager.drop_region(region, task)
+            except Error:
+                pass
+
+    def _ended(self) -> None:
+        pager = self.pager
+        self.regions.clear()
+        pager.clients.remove(self)
+        self.control.close()
+        if self.uffd is not None:
+            pager.loop.remove(self.uffd.fd)
+            self.uffd.close()
+        for fd in (self.pidfd, self.wakeup):
+            if fd >= 0:
+                os.close(fd)
+        pager.client_gone()

@@ -1,0 +1,48 @@
+"""The pager runs where the faults come from.
+
+A fault served on the faulting CPU costs one switch between two processes.  Served on another,
+idle CPU it costs waking that CPU up: measured, 17 us against 110 us.  The
+scheduler prefers the idle one.  So the loop's thread is bound to the CPU of the
+last faulting thread, looked up now and then (it costs 10 us), and follows it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+__all__ = ["Placement"]
+
+LOOK_EVERY = 64
+LOOK_SECONDS = 0.02
+
+
+class Placement:
+    """Binds the calling thread to the CPU of a faulting thread."""
+
+    def __init__(self) -> None:
+        self.cpus = os.sched_getaffinity(0)
+        self.cpu = -1
+        self.faults = 0
+        self.looked = 0.0
+        self.enabled = len(self.cpus) > 1
+
+    def follow(self, pid: int, tid: int) -> None:
+        """A fault of thread `tid` arrived."""
+        self.faults -= 1
+        if self.faults > 0 or not self.enabled:
+            return
+        now = time.monotonic()
+        if now - self.looked < LOOK_SECONDS:
+            self.faults = LOOK_EVERY // 8
+            return
+        self.faults = LOOK_EVERY
+        self.looked = now
+        try:
+            with open(f"/proc/{pid}/task/{tid}/stat", "rb", buffering=0) as stat:
+                cpu = int(stat.read(1024).rpartition(b")")[2].split()[36])
+            if cpu != self.cpu and cpu in self.cpus:
+                os.sched_setaffinity(0, {cpu})
+                self.cpu = cpu
+        except (OSError, ValueError, IndexError):
+            self.enabled = self.cpu != -1

@@ -1,0 +1,525 @@
+"""What clients ask for, beside page faults; one function for each message."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from refault.errors import Error, StoreError, UsageError
+from refault.fault import gup
+from refault.fault.gup import Foll, GupOutcome
+from refault.fault.reclaim import evict_units, sync_units
+from refault.memory.vma import Vma
+from refault.memory.wait import Signal, Waits
+from refault.stores.base import Store
+from refault.stores.file import FileStore
+from refault.stores.fill import FillStore
+from refault.wire import messages as wire
+
+from .tasks import PagerTask
+
+if TYPE_CHECKING:
+    from .client import Client
+    from .service import Region
+
+__all__ = ["Request", "handle"]
+
+
+class Request:
+    """A request that is being served.
+
+    Parameters
+    ----------
+    client
+        Who asks.
+    reply
+        Where the answer goes; when its other end closes, the asker has given up.
+    """
+
+    def __init__(self, client: Client, reply: socket.socket) -> None:
+        self.client = client
+        self.reply = reply
+        self.region: Region | None = None
+        self.task: PagerTask | None = None
+        self.pinned: list[tuple[Vma, int]] = []
+        self.answered = False
+        reply.setblocking(False)
+        client.requests.add(self)
+        client.pager.loop.add(
+            reply.fileno(), lambda _: self.hang_up(), select.EPOLLRDHUP | select.EPOLLHUP
+        )
+
+    def answer(self, message: wire.Reply, fds: list[int] | None = None) -> None:
+        """Send the answer; unless pages stay pinned, that is the end of it."""
+        self.answered = True
+        try:
+            wire.send(self.reply, message, fds)
+        except OSError:
+            pass
+        if not self.pinned:
+            self.close()
+
+    def fail(self, error: BaseException) -> None:
+        """Answer with an error."""
+        known = (
+            error if isinstance(error, Error) else StoreError(f"{type(error).__name__}: {error}")
+        )
+        permanent = bool(getattr(error, "permanent", False))
+        self.answer(wire.Failed(type(known).__name__, str(known), permanent))
+
+    def hang_up(self) -> None:
+        """Nobody waits for the answer, or holds the pin, any more."""
+        if self.answered:
+            self.close()
+        elif self.task is not None:
+            self.task.send_signal(Signal.CANCEL)
+
+    def close(self) -> None:
+        """Unpin and forget."""
+        pinned, self.pinned = self.pinned, []
+        for vma, index in pinned:
+            vma.mapping.unpin(index)
+        if self in self.client.requests:
+            self.client.requests.discard(self)
+            self.client.pager.loop.remove(self.reply.fileno())
+            self.reply.close()
+
+    def run(self, name: str, work: Callable[[PagerTask], Waits[wire.Reply]]) -> None:
+        """Serve it with a task; what `work` returns or raises is the answer."""
+        scheduler = self.client.pager.loop.scheduler
+        self.task = task = PagerTask(scheduler, name)
+
+        def guarded() -> Waits[None]:
+            try:
+                message = yield from work(task)
+            except (Error, OSError) as error:
+                self.fail(error)
+            else:
+                self.answer(message)
+
+        def done(result: Any) -> None:
+            if not self.answered:
+                self.fail(result if isinstance(result, BaseException) else Error("no answer"))
+
+        scheduler.spawn(task, guarded(), done)
+
+
+def handle(client: Client, message: Any, fds: list[int]) -> None:
+    """Serve one message; its first descriptor is the reply socket."""
+    request = Request(client, client.pager.socketpair_end(fds[0]))
+    rest = fds[1:]
+    try:
+        _HANDLERS[type(message)](request, message, rest)
+    except (Error, OSError, IndexError) as error:
+        for fd in rest:
+            os.close(fd)
+        request.fail(error)
+
+
+def _region(request: Request, number: int) -> Region:
+    region = request.client.regions.get(number)
+    if region is None:
+        raise UsageError(f"region {number} is closed; open it again")
+    request.region = region
+    return region
+
+
+def _attached(request: Request, number: int) -> tuple[Region, Vma]:
+    region = _region(request, number)
+    if region.vma is None:
+        raise UsageError(f"region {number} is not attached")
+    return region, region.vma
+
+
+def _hello(request: Request, message: wire.Hello, fds: list[int]) -> None:
+    uffd, wakeup = fds
+    request.client.hello(message, uffd, wakeup)
+    request.answer(wire.Done())
+
+
+def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
+    pager, client = request.client.pager, request.client
+    source = message.source
+    limit = message.resident
+    if message.offset < 0:
+        raise UsageError(f"offset={message.offset} is negative")
+
+    def work(task: PagerTask) -> Waits[wire.Reply]:
+        store: Store
+        key: tuple[int, int] | None = None
+        mapping = None
+        size = None
+        if isinstance(source, wire.FileSource):
+            try:
+                store = FileStore(fds[0], source.path, source.size, source.writable)
+            except BaseException:
+                os.close(fds[0])
+                raise
+            name, size = source.path, source.size
+            mapping = pager.shared.get(store.key)
+            if message.private:
+                if mapping is not None:
+                    yield from sync_units(pager.machine, mapping, 0, mapping.pages, task)
+                mapping = None
+            else:
+                key = store.key
+        elif isinstance(source, wire.FillSource):
+            store, name = FillStore(source.size, source.pattern), "anonymous"
+        else:
+            from refault.stores.objects import ObjectStore, load_object
+
+            lane = pager.loop.workers.lane(1)
+            loaded = yield from pager.in_thread(
+                lane,
+                lambda: ObjectStore(load_object(source.pickled, client.sys_path)),
+                task,
+            )
+            store, name = loaded, loaded.name
+            if message.writable and not message.private and not loaded.writable:
+                raise UsageError(
+                    f"{name} has no write_from, so it cannot be opened for writing; "
+                    f'open it with mode "r", or "c" for private changes'
+                )
+        size = store.size if size is None else size
+        length = size - message.offset if message.length is None else message.length
+        if length <= 0 or message.offset + length > size:
+            store_close(store)
+            raise UsageError(
+                f"{name} has {size} bytes; {message.length} from {message.offset} on are not in it"
+            )
+        if mapping is not None:
+            assert isinstance(source, wire.FileSource) and isinstance(mapping.store, FileStore)
+            if message.page_size not in (None, mapping.page_size):
+                store_close(store)
+                raise UsageError(
+                    f"{name} is open with page_size={mapping.page_size}; all regions of one file "
+                    f"share their pages: leave page_size out or give the same"
+                )
+            pager.usable(limit, mapping.page_size)
+            if source.writable and not mapping.writable:
+                mapping.store.adopt(os.dup(fds[0]), True)
+                mapping.writable = True
+            store_close(store)
+            if size > mapping.size:
+                yield from pager.grow(mapping, size, task)
+        else:
+            try:
+                mapping = pager.make_mapping(
+                    store,
+                    name=name,
+                    size=size,
+                    private=message.private,
+                    writable=message.writable and not message.private,
+                    page_size=message.page_size,
+                    limit=limit,
+                    readahead=message.readahead,
+                    key=key,
+                )
+            except BaseException:
+                store_close(store)
+                raise
+        region = pager.add_region(mapping, message.offset, length, message.deadline, limit)
+        client.regions[region.number] = region
+        request.answer(_mapped(region), [mapping.memfd])
+        return wire.Done()
+
+    request.run("map", work)
+
+
+def store_close(store: Store) -> None:
+    """Close a store that has a `close`."""
+    close = getattr(store, "close", None)
+    if close is not None:
+        close()
+
+
+def _mapped(region: Region) -> wire.Mapped:
+    return wire.Mapped(
+        region.number,
+        region.mapping.page_size,
+        region.map_offset,
+        region.map_length,
+        region.data_offset,
+        region.data_length,
+    )
+
+
+def _attach(request: Request, message: wire.Attach, fds: list[int]) -> None:
+    region = _region(request, message.region)
+    mm = request.client.mm
+    assert mm is not None
+    region.vma = Vma(
+        mm,
+        message.address,
+        region.map_length,
+        region.mapping,
+        region.map_offset,
+        writable=message.writable,
+    )
+    mm.insert(region.vma)
+    request.client.by_vma[region.vma] = region
+    request.answer(wire.Done())
+
+
+def _share(request: Request, message: wire.Share, fds: list[int]) -> None:
+    pager, client = request.client.pager, request.client
+    parent = pager.regions.get(message.region)
+    if parent is None:
+        raise UsageError(f"region {message.region} is closed; the parent has closed it")
+    region = pager.add_region(parent.mapping, 0, 1, parent.deadline, parent.limit)
+    region.map_offset, region.map_length = parent.map_offset, parent.map_length
+    region.data_offset, region.data_length = parent.data_offset, parent.data_length
+    client.regions[region.number] = region
+    request.answer(_mapped(region), [region.mapping.memfd])
+
+
+def _expect_child(request: Request, message: wire.ExpectChild, fds: list[int]) -> None:
+    from .client import Client
+
+    Client(request.client.pager, request.client.pager.socketpair_end(fds[0]))
+    request.answer(wire.Done())
+
+
+def _detach(request: Request, message: wire.Detach, fds: list[int]) -> None:
+    region = _region(request, message.region)
+    client = request.client
+    request.region = None
+    client.stop_waiting(region, Signal.CLOSING)
+    if region.vma is not None:
+        client.by_vma.pop(region.vma, None)
+
+    def work(task: PagerTask) -> Waits[wire.Reply]:
+        try:
+            yield from client.pager.drop_region(region, task)
+        finally:
+            client.regions.pop(region.number, None)
+        return wire.Done()
+
+    request.run("detach", work)
+
+
+def _gup_failed(request: Request, vma: Vma, outcome: GupOutcome, what: str) -> Error:
+    mapping = vma.mapping
+    index = vma.index_of(min(outcome.done, vma.end - 1))
+    start, end = mapping.index_bytes(index)
+    error = mapping.errors.get(index)
+    cause = error.cause if error is not None else None
+    permanent = error is not None and error.permanent
+    if outcome.interrupted:
+        signal = request.task.signal if request.task is not None else None
+        if signal is Signal.CLOSING:
+            return UsageError(f"{what}: the region is being closed")
+        why = "it was cancelled" if signal is Signal.CANCEL else "the time limit is over"
+    elif cause is None:
+        return UsageError(f"{what}: the access is not allowed; is the array read-only?")
+    else:
+        why = "the store cannot deliver it"
+    detail = f": {cause}" if cause is not None else ""
+    return StoreError(
+        f"{what}: {mapping.name}, bytes {start} to {end}: {why}{detail}", permanent=permanent
+    )
+
+
+def _check_fits(region: Region, start: int, end: int, what: str) -> None:
+    mapping = region.mapping
+    first, last = region.units(start, end)
+    needed = (last - first) * mapping.page_size
+    room = mapping.budget.limit
+    if room is None and mapping.budget.parent is not None:
+        room = mapping.budget.parent.limit
+    if room is not None and needed > room:
+        raise UsageError(
+            f"{what} needs {needed} bytes to be resident at once, and the budget is {room}; "
+            f"do it piece by piece, or open the array with a larger resident"
+        )
+
+
+def _with_deadline(request: Request, region: Region, task: PagerTask) -> Any:
+    if region.deadline is None:
+        return None
+    return request.client.pager.loop.call_later(
+        region.deadline, lambda: task.send_signal(Signal.DEADLINE)
+    )
+
+
+def _populate(request: Request, message: wire.Populate | wire.Pin, fds: list[int]) -> None:
+    region, vma = _attached(request, message.region)
+    client = request.client
+    machine, mm = client.pager.machine, client.mm
+    assert mm is not None
+    pinning = isinstance(message, wire.Pin)
+    what = "pin" if pinning else "populate"
+    _check_fits(region, message.start, message.end, what)
+    if pinning:
+        _check_pins(region, message.start, message.end)
+    foll = Foll.INTERRUPTIBLE | Foll.REMOTE | (Foll.WRITE if message.write else Foll(0))
+    start, end = vma.start + message.start, min(vma.start + message.end, vma.end)
+
+    def work(task: PagerTask) -> Waits[wire.Reply]:
+        timer = _with_deadline(request, region, task)
+        try:
+            if pinning:
+                outcome, request.pinned = yield from gup.pin(machine, mm, task, start, end, foll)
+            else:
+                outcome = yield from gup.fault_in(machine, mm, task, start, end, foll)
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if outcome.done < end:
+            pinned, request.pinned = request.pinned, []
+            for held, index in pinned:
+                held.mapping.unpin(index)
+            raise _gup_failed(request, vma, outcome, what)
+        return wire.Done(message.end - message.start)
+
+    request.run(what, work)
+
+
+def _check_pins(region: Region, start: int, end: int) -> None:
+    """Two units at least must stay free to move, or nobody else could touch anything."""
+    mapping = region.mapping
+    budget = mapping.budget
+    limit = budget.limit
+    if limit is None and budget.parent is not None:
+        limit = budget.parent.limit
+    if limit is None:
+        return
+    first, last = region.units(start, end)
+    new = sum(index not in mapping.pins for index in range(first, last))
+    pinned = (len(mapping.pins) + new) * mapping.page_size
+    if pinned > limit - 2 * mapping.page_size:
+        raise UsageError(
+            f"pin: {pinned} bytes would be pinned, and the budget of {limit} needs two page units "
+            f"of {mapping.page_size} left free; release a pin, or give a larger resident"
+        )
+
+
+def _prefetch(request: Request, message: wire.Prefetch, fds: list[int]) -> None:
+    region, vma = _attached(request, message.region)
+    client = request.client
+    mm = client.mm
+    assert mm is not None
+    mapping = region.mapping
+    end = min(message.end, region.map_length)
+    room = mapping.budget.limit
+    if room is not None:
+        end = min(end, message.start + max(room // 2, mapping.page_size))
+
+    def work(task: PagerTask) -> Waits[wire.Reply]:
+        yield from gup.prefetch(
+            client.pager.machine, mm, task, vma.start + message.start, vma.start + end
+        )
+        return wire.Done(max(0, end - message.start))
+
+    request.run("prefetch", work)
+
+
+def _evict(request: Request, message: wire.Evict, fds: list[int]) -> None:
+    region = _region(request, message.region)
+    pager, mapping = request.client.pager, region.mapping
+    first, last = region.units(message.start, message.end)
+
+    def work(task: PagerTask) -> Waits[wire.Reply]:
+        before = mapping.resident
+        units = sorted(index for index in mapping.working_set if first <= index < last)
+        for at in range(0, len(units), 64):
+            failed = yield from evict_units(
+                pager.machine, mapping, units[at : at + 64], task, ghost=False
+            )
+            if failed is not None:
+                raise StoreError(f"evict: {mapping.name}: {failed}; the pages are kept")
+        return wire.Done(max(0, before - mapping.resident))
+
+    request.run("evict", work)
+
+
+def _flush(request: Request, message: wire.Flush, fds: list[int]) -> None:
+    region = _region(request, message.region)
+    first, last = region.units(message.start, message.end)
+
+    def work(task: PagerTask) -> Waits[wire.Reply]:
+        yield from request.client.pager.flush(region, first, last, task)
+        return wire.Done()
+
+    request.run("flush", work)
+
+
+def _statistics(request: Request, message: wire.Statistics, fds: list[int]) -> None:
+    pager = request.client.pager
+    if message.region is not None:
+        mappings = [_region(request, message.region).mapping]
+        budget = mappings[0].budget
+    else:
+        mappings = list(pager.mappings())
+        budget = pager.budget
+    values: dict[str, int | float] = {}
+    for mapping in mappings:
+        counters = mapping.counters
+        for name in counters.__slots__:
+            value = getattr(counters, name)
+            if name == "max_attempts":
+                values[name] = max(values.get(name, 0), value)
+            else:
+                values[name] = values.get(name, 0) + value
+        values["dirty"] = values.get("dirty", 0) + mapping.dirty * mapping.page_size
+        values["pinned"] = values.get("pinned", 0) + len(mapping.pins) * mapping.page_size
+        values["page_size"] = mapping.page_size
+    values["resident"] = budget.usage
+    values["peak_resident"] = budget.peak
+    values["budget"] = budget.limit if budget.limit is not None else -1
+    values["regions"] = len(pager.regions)
+    values["duplicate_messages"] = sum(client.duplicates for client in pager.clients)
+    for name, number in pager.swap.statistics().items():
+        values[f"swap_{name}"] = number
+    request.answer(wire.Done(values))
+
+
+def _configure(request: Request, message: wire.Configure, fds: list[int]) -> None:
+    pager = request.client.pager
+    pager.budget.set_limit(message.resident)
+    pager.trim(pager.budget)
+    request.answer(wire.Done())
+
+
+def _handled(request: Request, message: wire.Handled, fds: list[int]) -> None:
+    request.client.handled()
+    request.answer(wire.Done())
+
+
+def _shutdown(request: Request, message: wire.Shutdown, fds: list[int]) -> None:
+    client = request.client
+
+    def work(task: PagerTask) -> Waits[wire.Reply]:
+        for region in list(client.regions.values()):
+            mapping = region.mapping
+            if not mapping.private and mapping.writable:
+                failed = yield from sync_units(
+                    client.pager.machine, mapping, 0, mapping.pages, task
+                )
+                if failed is not None:
+                    raise StoreError(f"{mapping.name}: {failed}")
+        return wire.Done()
+
+    request.run("shutdown", work)
+
+
+_HANDLERS: dict[type, Callable[[Request, Any, list[int]], None]] = {
+    wire.Hello: _hello,
+    wire.Map: _map,
+    wire.Attach: _attach,
+    wire.Share: _share,
+    wire.ExpectChild: _expect_child,
+    wire.Detach: _detach,
+    wire.Populate: _populate,
+    wire.Pin: _populate,
+    wire.Prefetch: _prefetch,
+    wire.Evict: _evict,
+    wire.Flush: _flush,
+    wire.Statistics: _statistics,
+    wire.Configure: _configure,
+    wire.Handled: _handled,
+    wire.Shutdown: _shutdown,
+}

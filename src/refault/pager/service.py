@@ -1,0 +1,357 @@
+"""The pager itself: its clients, their regions, the mappings behind them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from refault.errors import StoreError, UsageError
+from refault.fault.reclaim import evict_units, reclaim, sync_units
+from refault.machine.linux import LinuxMachine, LinuxMapping, say
+from refault.memory.budget import Budget
+from refault.memory.vma import Vma
+from refault.memory.wait import Task, TaskState, Wait, WaitQueue, WaitReason, Waits
+from refault.stores.base import Store
+from refault.stores.swap import Swap
+
+from .loop import Loop
+from .placement import Placement
+from .tasks import PagerTask
+from .workers import Lane
+
+__all__ = ["Pager", "Region"]
+
+DEFAULT_PAGE_SIZE = 64 << 10
+SMALLEST_PAGE_SIZE = 4 << 10
+LARGEST_PAGE_SIZE = 2 << 20
+LANE_WIDTH = 8
+SWAP_SHARE = 4
+"""Compressed pages may take one over so much of the machine's memory before they spill."""
+LAST_SECONDS = 60.0
+"""How long changed pages of a client that is gone are tried to be written."""
+
+
+class Region:
+    """What one client sees of one mapping.
+
+    Attributes
+    ----------
+    vma
+        None until the client has attached it.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        mapping: LinuxMapping,
+        map_offset: int,
+        map_length: int,
+        deadline: float | None,
+    ) -> None:
+        self.number = number
+        self.mapping = mapping
+        self.map_offset = map_offset
+        self.map_length = map_length
+        self.deadline = deadline
+        self.data_offset = 0
+        self.data_length = map_length
+        self.limit: int | None = None
+        self.vma: Vma | None = None
+
+    def units(self, start: int, end: int) -> tuple[int, int]:
+        """Units of the mapping that bytes ``[start, end)`` of the region touch."""
+        if end <= start:
+            return 0, 0
+        shift = self.mapping.page_shift
+        return (self.map_offset + start) >> shift, ((self.map_offset + end - 1) >> shift) + 1
+
+
+class Pager:
+    """Everything in this process; also the `Services` of its machine."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        self.machine = LinuxMachine(self)
+        self.loop.before_poll.append(self.machine.unplug)
+        self.placement = Placement()
+        self.swap = Swap(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // SWAP_SHARE)
+        self.budget = Budget(None)
+        self.clients: list[Any] = []
+        self.expected: set[int] = set()
+        self.regions: dict[int, Region] = {}
+        self.shared: dict[tuple[int, int], LinuxMapping] = {}
+        self.references: dict[LinuxMapping, set[int]] = {}
+        self.lanes: dict[LinuxMapping, Lane] = {}
+        self.closing = 0
+        self.numbers = iter(range(1, 1 << 62))
+
+    # -- Services -----------------------------------------------------------
+
+    def submit(
+        self,
+        mapping: LinuxMapping,
+        work: Callable[[], Any],
+        done: Callable[[Any, BaseException | None], None],
+    ) -> None:
+        """Run `work` in a thread of the mapping's lane."""
+        self.lanes[mapping].submit(work, done)
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> object:
+        """Set a timer."""
+        return self.loop.call_later(seconds, call)
+
+    def spawn_reclaim(self, budget: Budget) -> None:
+        """Start the background reclaim of a budget, unless it runs."""
+        if budget.reclaiming:
+            return
+        budget.reclaiming = True
+        task = PagerTask(self.loop.scheduler, "reclaim")
+        task.generator = reclaim(self.machine, budget, task)
+        self.loop.scheduler.alive.add(task)
+        self.loop.scheduler.ready.append(task)
+
+    # -- waiting for threads --------------------------------------------------
+
+    def in_thread(self, lane: Lane, work: Callable[[], Any], task: Task) -> Waits[Any]:
+        """Run `work` in a thread and wait for what it returns, or raise what it raised.
+
+        Raises
+        ------
+        StoreError
+            Also when a signal ended the wait; the thread goes on by itself.
+        """
+        queue = WaitQueue()
+        answer: list[tuple[Any, BaseException | None]] = []
+
+        def done(result: Any, error: BaseException | None) -> None:
+            answer.append((result, error))
+            queue.wake_all()
+
+        lane.submit(work, done)
+        while not answer:
+            yield Wait(queue, TaskState.INTERRUPTIBLE, WaitReason.READ)
+            if not answer and task.signal_pending():
+                raise StoreError("interrupted while a store was busy")
+        result, error = answer[0]
+        if error is not None:
+            raise error
+        return result
+
+    # -- mappings -------------------------------------------------------------
+
+    def make_mapping(
+        self,
+        store: Store,
+        *,
+        name: str,
+        size: int,
+        private: bool,
+        writable: bool,
+        page_size: int | None,
+        limit: int | None,
+        readahead: bool,
+        key: tuple[int, int] | None = None,
+    ) -> LinuxMapping:
+        """Make a mapping; one that is `shared` by a key is found again by it."""
+        if page_size is None:
+            page_size = DEFAULT_PAGE_SIZE
+            while limit is not None and page_size > SMALLEST_PAGE_SIZE and limit < 16 * page_size:
+                page_size >>= 1
+        if page_size & (page_size - 1) or not SMALLEST_PAGE_SIZE <= page_size <= LARGEST_PAGE_SIZE:
+            raise UsageError(
+                f"page_size {page_size}: must be a power of two from 4 KiB to 2 MiB; "
+                f"leave it out for {DEFAULT_PAGE_SIZE >> 10} KiB"
+            )
+        budget = Budget(self.usable(limit, page_size), self.budget)
+        mapping = LinuxMapping(
+            next(self.numbers),
+            name,
+            size,
+            page_size,
+            budget,
+            private=private,
+            writable=writable,
+            readahead=readahead,
+            store=store,
+            swap=self.swap,
+        )
+        self.lanes[mapping] = self.loop.workers.lane(LANE_WIDTH)
+        self.references[mapping] = set()
+        if key is not None:
+            self.shared[key] = mapping
+        return mapping
+
+    def usable(self, limit: int | None, page_size: int) -> int | None:
+        """The budget in force: at least two units, since an access can straddle two.
+
+        Raises
+        ------
+        UsageError
+            Not even one unit fits.
+        """
+        if limit is None:
+            return None
+        if limit < page_size:
+            raise UsageError(
+                f"resident={limit} is smaller than one page unit of {page_size} bytes; "
+                f"give more, or a smaller page_size"
+            )
+        return max(limit, 2 * page_size)
+
+    def add_region(
+        self,
+        mapping: LinuxMapping,
+        offset: int,
+        length: int,
+        deadline: float | None,
+        limit: int | None,
+    ) -> Region:
+        """Make a region of bytes ``[offset, offset + length)`` of a mapping."""
+        map_offset = offset & ~4095
+        map_end = -(-(offset + length) // 4096) * 4096
+        region = Region(next(self.numbers), mapping, map_offset, map_end - map_offset, deadline)
+        region.data_offset = offset - map_offset
+        region.data_length = length
+        region.limit = limit
+        self.regions[region.number] = region
+        self.references[mapping].add(region.number)
+        self.adjust_budget(mapping)
+        return region
+
+    def adjust_budget(self, mapping: LinuxMapping) -> None:
+        """Regions that share a mapping share its budget: the smallest one counts."""
+        limits = [
+            limit
+            for number in self.references[mapping]
+            if (limit := self.regions[number].limit) is not None
+        ]
+        wanted = self.usable(min(limits), mapping.page_size) if limits else None
+        if wanted != mapping.budget.limit:
+            mapping.budget.set_limit(wanted)
+            self.trim(mapping.budget)
+
+    def trim(self, budget: Budget) -> None:
+        """Reclaim what a lowered budget does not allow any more."""
+        if budget.limit is not None and budget.usage > budget.limit:
+            self.spawn_reclaim(budget)
+
+    def drop_region(self, region: Region, task: Task) -> Waits[None]:
+        """A client has unmapped a region: write back, and free the mapping with its last one.
+
+        Raises
+        ------
+        StoreError
+            Changed pages could not be written; they are kept until they can, or until the
+            time is over.
+        """
+        vma = region.vma
+        if vma is not None:
+            yield from vma.lock.down_write(task, TaskState.UNINTERRUPTIBLE)
+            vma.mm.remove(vma)
+            vma.lock.up_write()
+            region.vma = None
+        if self.regions.pop(region.number, None) is None:
+            return
+        mapping = region.mapping
+        if len(self.references[mapping]) > 1:
+            self.references[mapping].discard(region.number)
+            self.adjust_budget(mapping)
+            if not mapping.private:
+                yield from sync_units(self.machine, mapping, 0, mapping.pages, task)
+            return
+        self.closing += 1
+        try:
+            yield from self._last_writeback(mapping, region, task)
+        finally:
+            self.closing -= 1
+            self.references[mapping].discard(region.number)
+            if not self.references[mapping]:
+                self._free(mapping)
+
+    def _last_writeback(self, mapping: LinuxMapping, region: Region, task: Task) -> Waits[None]:
+        if mapping.private or not mapping.writable:
+            return
+        over: list[None] = []
+        timer = self.loop.call_later(region.deadline or LAST_SECONDS, lambda: over.append(None))
+        try:
+            while True:
+                failed = yield from sync_units(self.machine, mapping, 0, mapping.pages, task)
+                if not mapping.dirty:
+                    return
+                if failed is None:
+                    continue
+                if over or getattr(failed, "permanent", False):
+                    lost = mapping.dirty * mapping.page_size
+                    text = (
+                        f"{mapping.name}: up to {lost} changed bytes were NOT written and are "
+                        f"lost: {failed}"
+                    )
+                    say(text)
+                    raise StoreError(text)
+                pause = self.machine.write_failed(mapping, failed)
+                while pause.cooling:
+                    yield Wait(pause.over, TaskState.UNINTERRUPTIBLE, WaitReason.STORE_ERROR)
+        finally:
+            timer.cancel()
+
+    def _free(self, mapping: LinuxMapping) -> None:
+        del self.references[mapping], self.lanes[mapping]
+        for key, shared in list(self.shared.items()):
+            if shared is mapping:
+                del self.shared[key]
+        mapping.close()
+
+    def flush(self, region: Region, first: int, last: int, task: Task) -> Waits[None]:
+        """Write back dirty units ``[first, last)`` and make them durable.
+
+        Raises
+        ------
+        StoreError
+            What could not be written stays dirty.
+        """
+        mapping = region.mapping
+        if mapping.private or not mapping.writable:
+            return
+        failed = yield from sync_units(self.machine, mapping, first, last, task)
+        if failed is not None:
+            raise (
+                failed
+                if isinstance(failed, StoreError)
+                else StoreError(
+                    f"{mapping.name}: changed pages could not be written: {failed}; they are kept"
+                )
+            )
+        flush = getattr(mapping.store, "flush", None)
+        if flush is not None:
+            yield from self.in_thread(self.lanes[mapping], flush, task)
+
+    def grow(self, mapping: LinuxMapping, size: int, task: Task) -> Waits[None]:
+        """The file of a shared mapping has become longer since it was first opened."""
+        tail = mapping.pages - 1
+        failed = yield from evict_units(self.machine, mapping, [tail], task, ghost=False)
+        if failed is not None:
+            raise StoreError(f"{mapping.name}: cannot grow: {failed}")
+        mapping.store.size = size  # type: ignore[misc]
+        mapping.grow(size)
+        mapping.resize_memfd()
+
+    # -- life -----------------------------------------------------------------
+
+    def client_gone(self) -> None:
+        """A client has ended; without clients and work we end too."""
+        self.stop_if_idle()
+
+    def stop_if_idle(self) -> None:
+        """End the loop if nobody needs us any more."""
+        if not self.clients and not self.expected and not self.closing:
+            self.loop.stopped = True
+
+    def mappings(self) -> Iterator[LinuxMapping]:
+        """All mappings there are."""
+        return iter(self.references)
+
+    def socketpair_end(self, fd: int) -> socket.socket:
+        """Make a socket object of a received descriptor."""
+        return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)

@@ -1,0 +1,66 @@
+"""What a store is: the place where the pages of a mapping come from.
+
+A store lives in the pager process.  Its methods are called from the pager's
+worker threads, several at a time, never from the program whose pages they
+fill; so they may block, and may hold the pager's GIL for a while, without
+stopping a page fault of another region.
+
+Only `size` and `read_into` are required.  A store without `write_from` can be
+opened with mode ``"r"`` and ``"c"`` only.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+__all__ = ["NowaitStore", "Store", "WritableStore", "store_name"]
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Where pages come from.
+
+    Attributes
+    ----------
+    size
+        Bytes in the store.  Asked once, when the store is opened.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill all of `buffer` with the bytes from `offset` on, or raise.
+
+        A short read is an error: a store that cannot fill the buffer raises,
+        and no byte of the buffer is used.  `StoreError(permanent=True)` says
+        that asking again is of no use; any other exception is asked again.
+        """
+
+
+@runtime_checkable
+class WritableStore(Store, Protocol):
+    """A store that changed pages are written back to."""
+
+    def write_from(self, offset: int, buffer: memoryview) -> None:
+        """Store all of `buffer` at `offset`, or raise."""
+
+    def flush(self) -> None:
+        """Make everything written so far durable, or raise."""
+
+
+@runtime_checkable
+class NowaitStore(Store, Protocol):
+    """A store that can tell whether a read would have to wait."""
+
+    def read_nowait(self, offset: int, buffer: memoryview) -> bool:
+        """Fill `buffer` if that needs no waiting; False if it would.
+
+        Called from the pager's event loop: it must never block.  After False
+        the content of `buffer` is undefined.
+        """
+
+
+def store_name(store: object) -> str:
+    """How messages name `store`: its ``name``, or its class."""
+    return str(getattr(store, "name", None) or type(store).__qualname__)

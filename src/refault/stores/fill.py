@@ -1,0 +1,58 @@
+"""A store without a place: a pattern, repeated."""
+
+from __future__ import annotations
+
+from refault.errors import StoreError, UsageError
+
+__all__ = ["FillStore"]
+
+_BLOCK = 64 << 10
+
+
+class FillStore:
+    """Byte ``i`` is ``pattern[i % len(pattern)]``.
+
+    Parameters
+    ----------
+    size
+        Bytes in the store.
+    pattern
+        At least one byte; any length.
+    """
+
+    name = "fill"
+
+    def __init__(self, size: int, pattern: bytes) -> None:
+        if not pattern:
+            raise UsageError("the fill pattern is empty; give at least one byte")
+        if size < 0:
+            raise UsageError(f"the size of a fill store is {size}; give 0 or more bytes")
+        self.size = size
+        self._period = len(pattern)
+        # Whole patterns, so that a copy may go on at the block's beginning; and
+        # one more than a block needs, so that a usual page is one copy.
+        repeats = _BLOCK // len(pattern) + 2 if len(pattern) < _BLOCK else 1
+        self._block = memoryview(pattern * repeats)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the pattern as it stands at `offset`."""
+        length = len(buffer)
+        if not 0 <= offset <= self.size - length:
+            raise StoreError(
+                f"{self.name}: cannot read {length} bytes at offset {offset}: the store ends at "
+                f"{self.size}; ask for less",
+                permanent=True,
+            )
+        block = self._block
+        start = offset % self._period
+        done = 0
+        while done < length:
+            count = min(length - done, len(block) - start)
+            buffer[done : done + count] = block[start : start + count]
+            done += count
+            start = 0
+
+    def read_nowait(self, offset: int, buffer: memoryview) -> bool:
+        """Fill `buffer`; a pattern never waits."""
+        self.read_into(offset, buffer)
+        return True
