@@ -22,7 +22,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -101,6 +101,8 @@ pytestmark = [
 class Touch(threading.Thread):
     """A thread that reads or writes a byte of lazy memory."""
 
+    all: ClassVar[list[Touch]] = []
+
     def __init__(self, address: int, write: int | None = None) -> None:
         super().__init__(daemon=True)
         self.address = address
@@ -109,6 +111,7 @@ class Touch(threading.Thread):
         self.seen: int | None = None
         self.ready = threading.Event()
         self.done = threading.Event()
+        self.all.append(self)
         self.start()
         assert self.ready.wait(LIMIT)
 
@@ -153,8 +156,12 @@ class Lazy:
 
     def close(self) -> None:
         self.uffd.close()  # wakes whoever still sleeps
-        libc.munmap(self.start, self.length)
         os.close(self.memfd)
+        for touch in Touch.all:
+            touch.join(1)
+        if not any(touch.is_alive() for touch in Touch.all):  # else: rather a leak than SIGSEGV
+            libc.munmap(self.start, self.length)
+            Touch.all.clear()
 
     def page(self, number: int) -> int:
         return self.start + number * PAGE
@@ -321,6 +328,35 @@ def test_a_descriptor_that_never_agreed_cannot_be_read() -> None:
 
 def test_nothing_to_read(lazy: Lazy) -> None:
     assert lazy.uffd.read_messages(lazy.buffer) == []
+
+
+def test_messages_are_decoded_whole() -> None:
+    """From a pipe: events that cannot be had here, or only with effort."""
+    reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    big = 1 << 45
+    raw = [
+        struct.pack("=B7xQQI4x", EVENT_PAGEFAULT, FAULT_WP, big + 1, 77),
+        struct.pack("=B7xI20x", uffd.EVENT_FORK, 9),
+        struct.pack("=B7xQQQ", uffd.EVENT_REMAP, big, 2 * big, big + 2),
+        struct.pack("=B7xQQ8x", uffd.EVENT_UNMAP, big, big + 3),
+    ]
+    expected = [
+        (EVENT_PAGEFAULT, FAULT_WP, big + 1, 77),
+        (uffd.EVENT_FORK, 9, 0, 0),
+        (uffd.EVENT_REMAP, big, 2 * big, big + 2),
+        (uffd.EVENT_UNMAP, big, big + 3, 0),
+    ]
+    with Userfaultfd(reading) as pipe:
+        for buffer in (bytearray(64 * 32), memoryview(bytearray(2 * 32))):
+            os.write(writing, b"".join(raw))
+            heard = pipe.read_messages(buffer)
+            if len(buffer) == 64:
+                heard += pipe.read_messages(buffer)
+            assert heard == expected
+        os.write(writing, raw[0])
+        assert pipe.read_messages(bytearray(64 * 32)) == expected[:1]
+        assert pipe.read_messages(bytearray(64 * 32)) == []
+    os.close(writing)
 
 
 def test_copy(lazy: Lazy) -> None:
@@ -529,6 +565,23 @@ def test_partial_progress_of_the_kernel_is_what_we_think(lazy: Lazy) -> None:
     with pytest.raises(BlockingIOError):
         fcntl.ioctl(lazy.uffd.fd, uffd.UFFDIO_COPY, argument)
     assert struct.unpack_from("=q", argument, 32)[0] == 2 * PAGE
+
+
+def test_progress_is_kept(monkeypatch: pytest.MonkeyPatch, lazy: Lazy) -> None:
+    """Up to the mapped page, the mapped page, the rest, and the wake: four calls."""
+    lazy.copy(3)
+    calls: list[int] = []
+
+    def count(fd: int, request: int, argument: bytearray) -> int:
+        calls.append(request)
+        return int(fcntl.ioctl(fd, request, argument))
+
+    monkeypatch.setattr(uffd, "ioctl", count)
+    lazy.copy(0, 8)
+    assert calls == [uffd.UFFDIO_COPY] * 3 + [uffd.UFFDIO_WAKE]
+    calls.clear()
+    lazy.copy(0, 8, uffd.COPY_DONTWAKE)
+    assert uffd.UFFDIO_WAKE not in calls
 
 
 def test_page_absent_tells_where(lazy: Lazy) -> None:

@@ -263,7 +263,13 @@ def test_read_nowait_only_if_the_object_has_it() -> None:
             return self.answer
 
     assert not isinstance(ObjectStore(Base()), NowaitStore)
-    for answer, expected in ((True, True), (False, False), (None, False), (OSError(), False)):
+    for answer, expected in (
+        (True, True),
+        (False, False),
+        (None, False),
+        (5, False),
+        (OSError(), False),
+    ):
         store = ObjectStore(Nowait(answer))
         assert isinstance(store, NowaitStore)
         buffer = bytearray(10)

@@ -106,6 +106,22 @@ def test_the_oldest_are_spilled_first(tmp_path: Path) -> None:
     swap.close()
 
 
+def test_the_oldest_stay_the_oldest_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swap = Swap(3 * PAGE, tmp_path)
+    for index in range(3):
+        swap.store((0, index), memoryview(noise(PAGE, index)))
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(StoreError):
+        swap.store((0, 3), memoryview(noise(PAGE, 3)))
+    monkeypatch.undo()
+    swap.store((0, 3), memoryview(noise(PAGE, 3)))
+    buffer = memoryview(bytearray(PAGE))
+    assert [swap.load_nowait((0, i), buffer) for i in range(4)] == [False] + [True] * 3
+    swap.close()
+
+
 def test_without_tmpfile_it_is_unlinked_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,7 +303,7 @@ def test_the_file_shrinks_and_holes_are_punched(
     for index in range(8, 40):
         swap.discard((0, index))
     assert swap.wasteful
-    load(swap, (0, 0), PAGE)
+    swap.store((0, 0), memoryview(noise(PAGE, 0)))
     assert not swap.wasteful
     if swap._file._punches:
         assert swap.statistics()["file_bytes"] <= 33 * PAGE
@@ -491,6 +507,7 @@ class SwapMachine(RuleBasedStateMachine):
         assert numbers["pages"] == len(self.model)
         assert numbers["bytes_raw"] == sum(map(len, self.model.values()))
         assert numbers["bytes_compressed"] <= self.limit
+        assert numbers["bytes_compressed"] == sum(r.length for r in self.swap._memory)
         extents = self.swap._file._extents
         assert extents.free == sum(size for _, size in extents)
         used = extents.end - extents.free

@@ -15,14 +15,15 @@ from collections.abc import Sequence
 
 import msgspec
 
-from .. import errors
-from ..errors import Error, KernelError, StoreError
-from ..machine import uffd
-from ..wire import messages
-from . import libc, registry
-from .interrupts import Interrupts
-from .settings import read_settings
-from .spawn import spawn_pager
+from refault import errors
+from refault.client import libc, registry
+from refault.client.interrupts import Interrupts
+from refault.client.settings import read_settings
+from refault.client.spawn import spawn_pager
+from refault.errors import Error, KernelError, StoreError
+from refault.machine import uffd
+from refault.stores.objects import import_path
+from refault.wire import messages
 
 __all__ = ["Connection", "adopt", "connect", "current", "set_budget"]
 
@@ -95,7 +96,7 @@ class Connection:
             pid=self.owner,
             features=self._opened.features,
             user_mode_only=self._opened.user_mode_only,
-            sys_path=[os.path.abspath(entry) for entry in sys.path],
+            sys_path=import_path(),
             resident=resident,
             interrupt_slot=interrupts.slot,
             interrupt_handler=interrupts.handler if interrupts.slot else 0,
@@ -119,7 +120,9 @@ class Connection:
             raise self._nonsense(request, answer, received)
         return answer
 
-    def map(self, request: messages.Request, fds: Sequence[int] = ()) -> tuple[messages.Mapped, int]:
+    def map(
+        self, request: messages.Request, fds: Sequence[int] = ()
+    ) -> tuple[messages.Mapped, int]:
         """Ask for a region; returns the answer and the descriptor of its memory."""
         answer, received, reply = self._ask(request, fds)
         self._forget(reply)
@@ -270,7 +273,9 @@ class Connection:
     def __del__(self) -> None:
         # A connection to a pager that has ended, after the last of its regions; the one
         # that is alive is kept by this module.
-        if self._ended and not sys.is_finalizing():
+        if sys.is_finalizing():
+            self._leave_open()
+        elif self._ended:
             self._close()
 
 
@@ -326,7 +331,7 @@ def set_budget(resident: int | None) -> None:
 
 
 def _establish() -> Connection:
-    global _inherited, _interrupts, _at_exit_registered
+    global _inherited, _at_exit_registered
     resident = read_settings().resident if _budget is None else _budget[0]
     connection = None
     if _inherited is not None:

@@ -27,10 +27,10 @@ import sys
 import threading
 from typing import NamedTuple
 
-from ..errors import Error
-from ..wire import messages
-from . import connection as connections
-from . import registry
+from refault.client import connection as connections
+from refault.client import registry
+from refault.errors import Error
+from refault.wire import messages
 
 __all__ = ["install"]
 

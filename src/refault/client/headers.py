@@ -7,7 +7,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UsageError
+from refault.errors import UsageError
 
 __all__ = ["MAGIC", "Header", "read_header", "write_file"]
 
@@ -77,6 +77,4 @@ def _read_3_0(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 def write_file(path: str, dtype: np.dtype[Any], shape: tuple[int, ...], order: str) -> None:
     """Create or truncate a ``.npy`` file of zeros (sparse, where the file system can)."""
     # Nothing is touched here: the mapping that numpy returns is dropped at once.
-    np.lib.format.open_memmap(
-        path, mode="w+", dtype=dtype, shape=shape, fortran_order=order == "F"
-    )
+    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape, fortran_order=order == "F")

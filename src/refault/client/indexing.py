@@ -15,7 +15,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError
+from refault.errors import UsageError
 
 __all__ = ["Where", "byte_bounds", "select"]
 

@@ -141,9 +141,7 @@ class Interrupts:
         self.wakeup, self._writer = reader.detach(), writer.detach()
 
     def _is_default(self) -> bool:
-        return (
-            _in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        )
+        return _in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     def _take_wakeup(self) -> bool:
         found = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)

@@ -11,7 +11,7 @@ import errno
 import mmap
 import os
 
-from ..errors import KernelError
+from refault.errors import KernelError
 
 __all__ = [
     "dont_fork",

@@ -26,13 +26,13 @@ import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Error, KernelError
-from ..wire import messages
-from . import libc, registry
-from .connection import Connection
+from refault.client import libc, registry
+from refault.client.connection import Connection
+from refault.errors import Error, KernelError
+from refault.wire import messages
 
 if TYPE_CHECKING:
-    from .region import Region
+    from refault.client.region import Region
 
 __all__ = ["Export", "Memory"]
 
@@ -108,6 +108,8 @@ class Memory:
         self.data_length = mapped.data_length
         self.address = _install(connection, mapped, fd, writable=self._writable)
         self.data_address = self.address + mapped.data_offset
+        self._connection: Connection | None
+        self._finalizer: weakref.finalize[..., Memory]
         self._own(connection, mapped.region)
         registry.add(self)
 
@@ -179,7 +181,7 @@ class Memory:
         self._own(connection, mapped.region)
 
     def _own(self, connection: Connection, number: int) -> None:
-        self._connection: Connection | None = connection
+        self._connection = connection
         self._number = number
         self._finalizer = weakref.finalize(
             self, _finalize, connection, number, self.address, self.length
@@ -196,9 +198,7 @@ def _install(
     length = mapped.map_length
     fixed = address != 0
     try:
-        address = libc.map_shared(
-            fd, mapped.map_offset, length, writable=writable, address=address
-        )
+        address = libc.map_shared(fd, mapped.map_offset, length, writable=writable, address=address)
         libc.dont_fork(address, length)
         connection.register(address, length)
         connection.call(messages.Attach(mapped.region, address, writable))

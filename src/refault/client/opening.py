@@ -7,14 +7,21 @@ from typing import Any, SupportsIndex
 
 import numpy.typing as npt
 
-from ..errors import UsageError
-from ..stores.base import Store
-from .files import open_file
-from .options import Options, Shape, check_dtype, check_offset, check_order, check_shape
-from .region import Mode
-from .sizes import Size
-from .source import Wanted
-from .userstores import open_store
+from refault.client.files import open_file
+from refault.client.options import (
+    Options,
+    Shape,
+    check_dtype,
+    check_offset,
+    check_order,
+    check_shape,
+)
+from refault.client.region import Mode
+from refault.client.sizes import Size
+from refault.client.source import Wanted
+from refault.client.userstores import open_store
+from refault.errors import UsageError
+from refault.stores.base import Store
 
 __all__ = ["open"]
 
@@ -113,9 +120,9 @@ def open(
     )
     if isinstance(path_or_store, str | os.PathLike):
         return open_file(os.fspath(path_or_store), wanted)
-    if isinstance(path_or_store, Store):
-        return open_store(path_or_store, wanted)
-    raise UsageError(
-        f"{path_or_store!r} is neither a path nor a store; a store has a size and a method"
-        " read_into(offset, buffer)"
-    )
+    if not hasattr(path_or_store, "read_into"):
+        raise UsageError(
+            f"{path_or_store!r} is neither a path nor a store; a store has a size and a method"
+            " read_into(offset, buffer)"
+        )
+    return open_store(path_or_store, wanted)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import socket
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy.typing as npt
 
-from .connection import Connection
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from refault.client.connection import Connection
 
 __all__ = ["Pin"]
 

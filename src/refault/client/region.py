@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError
-from ..wire import messages
-from . import registry
-from .indexing import Where, byte_bounds, select
-from .memory import NOWHERE, Export, Memory
-from .pin import Pin
-from .sizes import format_size
-from .statistics import RegionStatistics
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from refault.client import registry
+from refault.client.indexing import Where, byte_bounds, select
+from refault.client.memory import NOWHERE, Export, Memory
+from refault.client.pin import Pin
+from refault.client.sizes import format_size
+from refault.client.statistics import RegionStatistics
+from refault.errors import UsageError
+from refault.wire import messages
 
 __all__ = ["Layout", "Mode", "Region", "region"]
 
@@ -94,9 +91,7 @@ class Region:
                 address = self._memory.data_address + layout.offset
                 export = Export(self, address, layout.nbytes, writable=self._mode != "r")
             self._export = weakref.ref(export)
-        return np.ndarray(
-            layout.shape, layout.dtype, buffer=np.asarray(export), order=layout.order
-        )
+        return np.ndarray(layout.shape, layout.dtype, buffer=np.asarray(export), order=layout.order)
 
     @property
     def nbytes(self) -> int:
@@ -151,7 +146,7 @@ class Region:
             A page could not be read.
         """
         self._check_writable(write)
-        self._request(lambda *over: messages.Populate(*over, write=write), where)
+        self._request(functools.partial(messages.Populate, write=write), where)
 
     def pin(self, where: Where = None, *, write: bool = False) -> Pin:
         """Make pages present, and keep them so.
@@ -292,9 +287,7 @@ class Region:
             )
         return view, (start, end)
 
-    def _request(
-        self, make: Callable[[int, int, int], messages.Request], where: Where
-    ) -> int:
+    def _request(self, make: Callable[[int, int, int], messages.Request], where: Where) -> int:
         # The view keeps the range mapped while we wait.
         view, bounds = self._range(where)
         if self._memory is None or bounds is None:

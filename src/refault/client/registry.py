@@ -6,7 +6,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .memory import Memory
+    from refault.client.memory import Memory
 
 __all__ = ["add", "find", "live", "maps_file", "remove"]
 

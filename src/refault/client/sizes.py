@@ -7,7 +7,7 @@ import re
 from fractions import Fraction
 from typing import SupportsIndex, TypeAlias
 
-from ..errors import UsageError
+from refault.errors import UsageError
 
 __all__ = ["Size", "format_size", "parse_size"]
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from ..errors import UsageError
-from ..wire import messages
-from . import fork
-from .connection import connect
-from .headers import Header
-from .memory import Memory
-from .options import Options
-from .region import Layout, Mode, Region
+from refault.client import fork
+from refault.client.connection import connect
+from refault.client.headers import Header
+from refault.client.memory import Memory
+from refault.client.options import Options
+from refault.client.region import Layout, Mode
+from refault.errors import UsageError
+from refault.wire import messages
 
-__all__ = ["Wanted", "check_header", "fit", "map_array"]
+__all__ = ["Wanted", "check_header", "check_length", "fit", "map_memory"]
 
 
 class Wanted(NamedTuple):
@@ -91,46 +89,27 @@ def check_length(needed: int, size: int, name: str) -> None:
         )
 
 
-def map_array(
+def map_memory(
     source: messages.FileSource | messages.FillSource | messages.ObjectSource,
     fds: Sequence[int],
-    layout: Layout,
     *,
     mode: Mode,
     private: bool,
     offset: int,
+    length: int,
     options: Options,
-    name: str,
     file: tuple[int, int] | None = None,
-) -> npt.NDArray[Any]:
-    """Have the pager make a region, map it, and return its array."""
-    return map_region(
-        source,
-        fds,
-        layout,
-        mode=mode,
+) -> Memory | None:
+    """Have the pager make a region of `length` bytes, and map it; None for no bytes."""
+    if length == 0:
+        return None
+    fork.install()
+    request = messages.Map(
+        source=source,
         private=private,
+        writable=mode != "r",
         offset=offset,
-        options=options,
-        name=name,
-        file=file,
-    ).array
-
-
-def map_region(
-    source: messages.FileSource | messages.FillSource | messages.ObjectSource,
-    fds: Sequence[int],
-    layout: Layout,
-    *,
-    mode: Mode,
-    private: bool,
-    offset: int,
-    options: Options,
-    name: str,
-    file: tuple[int, int] | None = None,
-) -> Region:
-    raise NotImplementedError
-
-
-def nbytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    return math.prod(shape) * dtype.itemsize
+        length=length,
+        **options._asdict(),
+    )
+    return Memory(connect(), request, fds, file=file)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 
-from ..errors import KernelError
+from refault.errors import KernelError
 
 __all__ = ["spawn_pager"]
 

@@ -22,18 +22,26 @@ class RegionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Faults that had to wait, for a store or for another fault."""
     minor: int = 0
     """Faults that were answered at once."""
-    attempts: float = 0
+    write_protect_faults: int = 0
+    """Faults that were the first write to a page that was present."""
+    attempts: int = 0
     """Tries of the fault path, all faults together."""
-    retries: int = 0
-    """Tries beyond the first one."""
+    max_attempts: int = 0
+    """Most tries that one fault took."""
     retries_page_lock: int = 0
     """Retries because somebody else had the page locked."""
+    retries_address_space: int = 0
+    """Retries because the address space was being changed."""
     retries_read: int = 0
     """Retries because the page had to be read."""
+    retries_writeback: int = 0
+    """Retries because the page was being written."""
     retries_memory: int = 0
     """Retries because the budget was used up."""
     retries_store_error: int = 0
     """Retries because the store had failed."""
+    given_up: int = 0
+    """Faults that ended with SIGBUS or KeyboardInterrupt."""
     refaults: int = 0
     """Faults on pages that had been evicted a short time before."""
     evictions: int = 0
@@ -45,17 +53,27 @@ class RegionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     store_errors: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+    swap_reads: int = 0
+    swap_writes: int = 0
     resident: int = 0
     """Bytes in memory now."""
     peak_resident: int = 0
     """Most bytes there ever were in memory."""
     dirty: int = 0
     """Bytes in memory that the store does not have yet."""
-    budget: int = 0
-    """Bytes that may be in memory; 0: no bound of its own."""
+    pinned: int = 0
+    """Bytes that stay in memory."""
+    budget: int = -1
+    """Bytes that may be in memory; -1: bounded by the budget of the process alone."""
     page_size: int = 0
     """Bytes that come and go together."""
     more: dict[str, int | float] = {}
+    """What else the pager counts; some of it for all regions together."""
+
+    @property
+    def retries(self) -> int:
+        """Tries beyond the first one, for all reasons."""
+        return sum(getattr(self, name) for name in RETRIES)
 
     @classmethod
     def of(cls, counted: Mapping[str, int | float]) -> RegionStatistics:
@@ -66,3 +84,4 @@ class RegionStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NAMES = frozenset(RegionStatistics.__struct_fields__) - {"more"}
+RETRIES = sorted(name for name in NAMES if name.startswith("retries_"))

@@ -143,6 +143,8 @@ def user_fault(
             return FaultOutcome(result, attempts, False, vma)
         if result & VM_FAULT_RETRY:
             flags |= FAULT_FLAG_TRIED
+            # Meanwhile the page may have been mapped or evicted.
+            protected = None
             continue
         vma.lock.up_read()
         account_fault(vma, attempts, None if result & VM_FAULT_ERROR else major)

@@ -149,6 +149,7 @@ def fault_in(
             if vmf.locked:
                 vma.lock.up_read()
                 address = vma.unit_range(vmf.index, vmf.index + 1)[1]
+                yield RESCHEDULE
             else:
                 tried = FAULT_FLAG_TRIED
             continue

@@ -190,16 +190,17 @@ def fill_page(vmf: Fault) -> Waits[int]:
     if stop:
         mapping.unlock_page(index)
         return stop
-    try:
-        filled = machine.read_now(mapping, index)
-    except Exception as failure:
-        mapping.begin_read(index)
-        mapping.end_read(index, failure, permanent=bool(getattr(failure, "permanent", False)))
-        machine.read_failed(mapping, index)
-        return LOOK_AGAIN
-    if filled:
-        mapping.set_uptodate(index)
-        return 0
+    if not vmf.flags & FAULT_FLAG_RETRY_NOWAIT:
+        try:
+            filled = machine.read_now(mapping, index)
+        except Exception as failure:
+            mapping.begin_read(index)
+            mapping.end_read(index, failure, permanent=bool(getattr(failure, "permanent", False)))
+            machine.read_failed(mapping, index)
+            return LOOK_AGAIN
+        if filled:
+            mapping.set_uptodate(index)
+            return 0
     mapping.begin_read(index)
     machine.submit_read(mapping, index)
     return LOOK_AGAIN

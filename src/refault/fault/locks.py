@@ -11,13 +11,15 @@ does what the row says and nothing else, and the documentation prints the rows.
 Two things that surprise, and are so in the kernel too: TRIED together with
 RETRY_NOWAIT is not treated as nowait here (rows 4 and 5 sleep), and INTERRUPTIBLE has
 no effect: only a fatal signal ends a wait for a page lock.  So whoever must be
-interruptible does not come here to wait for a slow store; see `handlers`.
+interruptible does not come here to wait for a slow store, and leaves if a read of the
+page begins meanwhile; see `handlers`.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from refault.memory.page import PG_READING
 from refault.memory.wait import TaskState, Wait, WaitReason, Waits
 
 from .flags import (
@@ -28,7 +30,10 @@ from .flags import (
 from .results import VM_FAULT_RETRY
 from .vmf import Fault, release_fault_lock
 
-__all__ = ["PAGE_LOCK_RULES", "PageLockRule", "lock_page_or_retry", "page_lock_rule"]
+__all__ = ["LOOK_AGAIN", "PAGE_LOCK_RULES", "PageLockRule", "lock_page_or_retry", "page_lock_rule"]
+
+LOOK_AGAIN: Final = -1
+"""Not a result: the state of the unit has changed, and the attempt goes on."""
 
 
 class PageLockRule(NamedTuple):
@@ -98,7 +103,8 @@ def lock_page_or_retry(vmf: Fault) -> Waits[int]:
     int
         0: the page is locked by us and the fault lock is held.  `VmFault.RETRY`: the
         page is not ours; the fault lock is held in row 1 and given up in all
-        others.
+        others.  `LOOK_AGAIN`: the page is being read now, which is another
+        kind of wait; the fault lock is held.
 
     Notes
     -----
@@ -116,6 +122,8 @@ def lock_page_or_retry(vmf: Fault) -> Waits[int]:
         yield Wait(mapping.page_queue(index), rule.waits, WaitReason.PAGE_LOCK)
         return VM_FAULT_RETRY
     while not mapping.trylock_page(index):
+        if mapping.flags[index] & PG_READING:
+            return LOOK_AGAIN
         yield Wait(mapping.page_queue(index), rule.waits, WaitReason.PAGE_LOCK)
         if rule.waits is TaskState.KILLABLE and vmf.task.fatal_signal_pending():
             release_fault_lock(vmf)

@@ -26,6 +26,7 @@ __all__ = ["evict_units", "reclaim", "runs", "shrink_clean", "sync_units"]
 
 BATCH_BYTES = 4 << 20
 BATCH_UNITS = 64
+LOOK_AT = 64
 
 
 def runs(indexes: Iterable[int]) -> Iterator[tuple[int, int]]:
@@ -85,6 +86,23 @@ def shrink_clean(machine: Machine, budget: Budget) -> bool:
     return False
 
 
+def _choose(budget: Budget, wanted: int) -> tuple[Mapping, list[int]] | None:
+    """Units to evict next; None only if there is not one in all the mappings."""
+    mappings = _by_size(budget)
+    for look_at in (LOOK_AT, None):
+        for mapping in mappings:
+            count = min(_batch(mapping), -(-wanted // mapping.page_size))
+            victims = mapping.working_set.victims(count, mapping.evictable, look_at=look_at)
+            if victims:
+                return mapping, victims
+    return None
+
+
+def _room(budget: Budget) -> int:
+    """How much reclaim keeps free: twice the low mark, but any unit must fit."""
+    return max(2 * budget.low_free, max((m.page_size for m in budget.mappings), default=1))
+
+
 def reclaim(machine: Machine, budget: Budget, task: Task) -> Waits[None]:
     """Evict until twice the low mark is free: the background task of one budget.
 
@@ -103,16 +121,11 @@ def reclaim(machine: Machine, budget: Budget, task: Task) -> Waits[None]:
     budget.reclaiming = True
     try:
         while budget.limit is not None and not task.fatal_signal_pending():
-            wanted = max(2 * budget.low_free, 1) - (budget.limit - budget.usage)
-            if wanted <= 0:
+            wanted = _room(budget) - (budget.limit - budget.usage)
+            chosen = _choose(budget, wanted) if wanted > 0 else None
+            if chosen is None:
                 return
-            for mapping in _by_size(budget):
-                count = min(_batch(mapping), -(-wanted // mapping.page_size))
-                victims = mapping.working_set.victims(count, mapping.evictable)
-                if victims:
-                    break
-            else:
-                return
+            mapping, victims = chosen
             failed = yield from evict_units(machine, mapping, victims, task, ghost=True)
             if failed is not None:
                 pause = machine.write_failed(mapping, failed)
@@ -168,21 +181,28 @@ def write_units(
     BaseException or None
         The error of a write that failed; its units are dirty again.
     """
-    mapping.write_error = None
     for first, last in runs(dirty):
         machine.write_protect(mapping, first, last)
         for index in range(first, last):
             mapping.begin_writeback(index)
         machine.submit_write(mapping, first, last)
-    for index in dirty:
-        yield from wait_on_writeback(mapping, index)
-    return mapping.write_error
+    return (yield from wait_on_writeback(mapping, dirty))
 
 
-def wait_on_writeback(mapping: Mapping, index: int) -> Waits[None]:
-    """Wait until a unit is not being written any more."""
-    while mapping.flags[index] & PG_WRITEBACK:
-        yield Wait(mapping.page_queue(index), TaskState.UNINTERRUPTIBLE, WaitReason.WRITEBACK)
+def wait_on_writeback(mapping: Mapping, indexes: list[int]) -> Waits[BaseException | None]:
+    """Wait until none of some units is being written any more.
+
+    Returns
+    -------
+    BaseException or None
+        An error of the last write of one of them, whoever began it.
+    """
+    failed: BaseException | None = None
+    for index in indexes:
+        while mapping.flags[index] & PG_WRITEBACK:
+            yield Wait(mapping.page_queue(index), TaskState.UNINTERRUPTIBLE, WaitReason.WRITEBACK)
+        failed = failed or mapping.write_errors.get(index)
+    return failed
 
 
 def sync_units(
@@ -207,18 +227,26 @@ def sync_units(
     batch = _batch(mapping) * 4
     for at in range(0, len(indexes), batch):
         part = indexes[at : at + batch]
-        for index in part:
-            yield from wait_on_writeback(mapping, index)
+        yield from wait_on_writeback(mapping, part)
         while any(mapping.flags[index] & PG_LOCKED for index in part):
             for index in part:
                 if mapping.flags[index] & PG_LOCKED:
                     yield Wait(mapping.page_queue(index), TaskState.KILLABLE, WaitReason.PAGE_LOCK)
                     if task.fatal_signal_pending():
                         return failed
-        dirty = [index for index in part if mapping.flags[index] & PG_DIRTY]
+        # A write that somebody began while we waited writes all that we must; a second one at the
+        # same time could end first, and leave the older content in the store.
+        begun = [index for index in part if mapping.flags[index] & PG_WRITEBACK]
+        dirty = [
+            index
+            for index in part
+            if mapping.flags[index] & (PG_DIRTY | PG_WRITEBACK) == PG_DIRTY
+        ]
         if dirty:
             error = yield from write_units(machine, mapping, dirty, task)
             failed = failed or error
+        error = yield from wait_on_writeback(mapping, begun)
+        failed = failed or error
         if task.signal_pending():
             return failed
         yield RESCHEDULE

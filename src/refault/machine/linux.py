@@ -17,11 +17,12 @@ faster, the range is woken explicitly: the threads there look again.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from refault.errors import StoreError
@@ -47,6 +48,9 @@ __all__ = ["LinuxAddressSpace", "LinuxMachine", "LinuxMapping", "Services"]
 
 RUN_BYTES = 1 << 20
 """The most that one call reads from, or writes to, a store."""
+
+BUFFER_BYTES = 2 << 20
+"""A run, or one page unit of the largest size."""
 
 SPARE_BUFFERS = 8
 
@@ -107,16 +111,28 @@ class LinuxMapping(Mapping):
         self.given_up: set[int] = set()
         self.write_pause: PageError | None = None
         self.closed = False
+        self.users = 0
         self.resize_memfd()
+
+    def enter(self) -> None:
+        """A thread is about to use the memfd; `leave` follows in the loop."""
+        self.users += 1
+
+    def leave(self) -> None:
+        """A thread is done with the memfd."""
+        self.users -= 1
+        if self.closed and not self.users:
+            os.close(self.memfd)
 
     def resize_memfd(self) -> None:
         """Make the memfd as large as the mapping, in whole pages."""
         os.ftruncate(self.memfd, -(-self.size // 4096) * 4096)
 
     def close(self) -> None:
-        """Give everything back.  A read that still hangs somewhere finds nobody waiting."""
+        """Give everything back; the memfd when the last thread is out of it."""
         self.closed = True
-        os.close(self.memfd)
+        self.enter()
+        self.leave()
         self.swap.discard_all(self.number)
         level: Budget | None = self.budget
         usage = self.budget.usage
@@ -130,6 +146,25 @@ class LinuxMapping(Mapping):
             close()
 
 
+class Buffers:
+    """Staging buffers for threads; a few are kept, since fresh memory is slow."""
+
+    def __init__(self) -> None:
+        self.spare: list[bytearray] = []
+
+    @contextlib.contextmanager
+    def take(self) -> Iterator[memoryview]:
+        """A buffer that is large enough for one run, for as long as the block lasts."""
+        try:
+            buffer = self.spare.pop()
+        except IndexError:
+            buffer = bytearray(BUFFER_BYTES)
+        with memoryview(buffer) as view:
+            yield view
+        if len(self.spare) < SPARE_BUFFERS:
+            self.spare.append(buffer)
+
+
 class LinuxMachine:
     """See `refault.fault.machine.Machine`.
 
@@ -141,10 +176,10 @@ class LinuxMachine:
 
     def __init__(self, services: Services) -> None:
         self.services = services
-        self.staging = bytearray(2 << 20)
+        self.staging = bytearray(BUFFER_BYTES)
         self.staging_view = memoryview(self.staging)
         self.plugged: dict[LinuxMapping, list[int]] = {}
-        self.buffers: list[bytearray] = []
+        self.buffers = Buffers()
 
     # -- page tables ----------------------------------------------------------
 
@@ -217,19 +252,22 @@ class LinuxMachine:
             if mapping.read_nowait is None or not mapping.read_nowait(start, buffer):
                 return False
             mapping.counters.store_reads += 1
-        self._install(mapping, index, start, buffer)
+        self._take_back(mapping, index)
+        self._install(mapping, start, buffer)
+        mapping.counters.bytes_read += len(buffer)
         return True
 
-    def _install(self, mapping: LinuxMapping, index: int, start: int, buffer: memoryview) -> None:
-        """Put a unit's bytes into the memfd."""
+    def _install(self, mapping: LinuxMapping, start: int, buffer: memoryview) -> None:
+        """Put bytes into the memfd; also called in threads."""
+        written = os.pwrite(mapping.memfd, buffer, start)
+        if written != len(buffer):
+            raise StoreError(f"{mapping.name}: no memory for {len(buffer)} bytes at {start}")
+
+    def _take_back(self, mapping: LinuxMapping, index: int) -> None:
+        """Drop the 0xFF page that a Ctrl-C left in a unit, if there is one."""
         if index in mapping.given_up:
             mapping.given_up.discard(index)
             self.punch(mapping, index, index + 1)
-        mapping.counters.bytes_read += len(buffer)
-        written = os.pwrite(mapping.memfd, buffer, start)
-        if written != len(buffer):
-            self.punch(mapping, index, index + 1)
-            raise StoreError(f"{mapping.name}: no memory for {len(buffer)} bytes at {start}")
 
     def submit_read(self, mapping: Mapping, index: int) -> None:
         """Begin to fill a unit, see `Machine.submit_read`.
@@ -260,66 +298,53 @@ class LinuxMachine:
             self._start_read(mapping, run)
 
     def _start_read(self, mapping: LinuxMapping, run: list[int]) -> None:
+        """Read and install a run of units in a thread.
+
+        The units are locked for the read, so nobody else touches their part of the memfd;
+        except a Ctrl-C, see `_end_read`.
+        """
         start = mapping.index_bytes(run[0])[0]
         length = mapping.index_bytes(run[-1])[1] - start
-        swapped = mapping.flags[run[0]] & PG_SWAPPED
+        swapped = bool(mapping.flags[run[0]] & PG_SWAPPED)
+        for index in run:
+            self._take_back(mapping, index)
 
-        def work() -> bytearray:
-            buffer = self._take_buffer()
-            with memoryview(buffer) as whole, whole[:length] as view:
+        def work() -> None:
+            with self.buffers.take() as whole, whole[:length] as view:
                 if swapped:
                     mapping.swap.load((mapping.number, run[0]), view)
                 else:
                     mapping.store.read_into(start, view)
-            return buffer
+                self._install(mapping, start, view)
 
-        def done(buffer: bytearray | None, error: BaseException | None) -> None:
+        def done(_: None, error: BaseException | None) -> None:
+            mapping.leave()
             if not mapping.closed:
-                self._end_read(mapping, run, start, buffer, error)
-            if buffer is not None:
-                self._give_buffer(buffer)
+                mapping.counters.swap_reads += swapped
+                mapping.counters.store_reads += not swapped
+                self._end_read(mapping, run, error)
 
+        mapping.enter()
         self.services.submit(mapping, work, done)
 
-    def _take_buffer(self) -> bytearray:
-        """A staging buffer for one run; called in threads."""
-        try:
-            return self.buffers.pop()
-        except IndexError:
-            return bytearray(max(RUN_BYTES, 2 << 20))
-
-    def _give_buffer(self, buffer: bytearray) -> None:
-        if len(self.buffers) < SPARE_BUFFERS:
-            self.buffers.append(buffer)
-
-    def _end_read(
-        self,
-        mapping: LinuxMapping,
-        run: list[int],
-        start: int,
-        buffer: bytearray | None,
-        error: BaseException | None,
-    ) -> None:
+    def _end_read(self, mapping: LinuxMapping, run: list[int], error: BaseException | None) -> None:
         if error is not None and len(run) > 1:
             # One unit of the run may be at fault and the others fine: ask one by one.
             for index in run:
                 self._start_read(mapping, [index])
             return
-        swapped = bool(mapping.flags[run[0]] & PG_SWAPPED)
-        mapping.counters.swap_reads += swapped
-        mapping.counters.store_reads += not swapped
-        view = memoryview(buffer) if buffer is not None else None
         for index in run:
-            failure = error
-            if failure is None and view is not None:
-                first, last = mapping.index_bytes(index)
-                try:
-                    self._install(mapping, index, first, view[first - start : last - start])
-                except (OSError, StoreError) as problem:
-                    failure = problem
-            permanent = bool(getattr(failure, "permanent", False))
-            mapping.end_read(index, failure, permanent=permanent)
-            if failure is not None:
+            if error is None and index in mapping.given_up:
+                # 0xFF was written over what was read.
+                self._start_read(mapping, [index])
+                continue
+            if error is None:
+                start, end = mapping.index_bytes(index)
+                mapping.counters.bytes_read += end - start
+            else:
+                self.punch(mapping, index, index + 1)
+            mapping.end_read(index, error, permanent=bool(getattr(error, "permanent", False)))
+            if error is not None:
                 self.read_failed(mapping, index)
 
     # -- out ------------------------------------------------------------------
@@ -336,8 +361,7 @@ class LinuxMachine:
         length = mapping.index_bytes(last - 1)[1] - start
 
         def work() -> None:
-            buffer = self._take_buffer()
-            with memoryview(buffer) as whole, whole[:length] as view:
+            with self.buffers.take() as whole, whole[:length] as view:
                 if os.preadv(mapping.memfd, [view], start) != length:
                     raise StoreError(f"{mapping.name}: memory at {start} cannot be read")
                 for index in range(first, last) if mapping.private else ():
@@ -345,9 +369,9 @@ class LinuxMachine:
                     mapping.swap.store((mapping.number, index), view[low - start : high - start])
                 if not mapping.private:
                     mapping.store.write_from(start, view)  # type: ignore[attr-defined]
-            self._give_buffer(buffer)
 
         def done(_: None, error: BaseException | None) -> None:
+            mapping.leave()
             counters = mapping.counters
             if error is None:
                 mapping.write_pause = None
@@ -359,6 +383,7 @@ class LinuxMachine:
             for index in range(first, last):
                 mapping.end_writeback(index, error)
 
+        mapping.enter()
         self.services.submit(mapping, work, done)
 
     # -- failures -------------------------------------------------------------

@@ -609,14 +609,14 @@ class Userfaultfd:
     -----
     The range operations return when the *whole* range is resolved and its sleepers are
     woken (without `DONTWAKE`): partial progress is resumed, and a page that is mapped
-    already is skipped, and woken.  Each raises
+    already is skipped, and woken; it keeps the protection that it has.  Each raises
 
     - `RangeGone`: it is not mapped or not registered;
     - `ProcessGone`: nor will it ever be;
     - `Again`: the address space is being changed, and was so after several tries;
     - `KernelError` for anything else.
 
-    The exceptions say in ``resolved`` how far the operation got.
+    The first three say in ``resolved`` how far the operation got.
     """
 
     __slots__ = ("_plain", "_range", "_sourced", "_writeprotect", "fd", "page_size")

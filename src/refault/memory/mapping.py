@@ -171,7 +171,7 @@ class Mapping:
         self.vmas: list[Vma] = []
         self.pins: dict[int, int] = {}
         self.errors: dict[int, PageError] = {}
-        self.write_error: BaseException | None = None
+        self.write_errors: dict[int, BaseException] = {}
         self.counters = Counters()
         limit = budget.limit if budget.limit is not None else None
         self.working_set = WorkingSet(self.pages if limit is None else limit // page_size)
@@ -216,7 +216,8 @@ class Mapping:
             raise AssertionError(f"unit {index} of {self.name} unlocked twice")
         self.flags[index] &= ~PG_LOCKED
         self.wake_page(index)
-        self.budget.wake_waiters()
+        if self.flags[index] & PG_UPTODATE:
+            self.budget.wake_waiters()
 
     def page_queue(self, index: int) -> WaitQueue:
         """Where tasks wait for the unit's lock, read or writeback to end."""
@@ -277,7 +278,10 @@ class Mapping:
 
     def begin_writeback(self, index: int) -> None:
         """The unit is protected; its content is about to be written."""
+        if self.flags[index] & PG_WRITEBACK:
+            raise AssertionError(f"unit {index} of {self.name} written twice at once")
         self.clear_dirty(index)
+        self.write_errors.pop(index, None)
         self.flags[index] |= PG_WRITEBACK
 
     def end_writeback(self, index: int, error: BaseException | None) -> None:
@@ -285,7 +289,7 @@ class Mapping:
         self.flags[index] &= ~PG_WRITEBACK
         if error is not None:
             self.set_dirty(index)
-            self.write_error = error
+            self.write_errors[index] = error
             self.counters.store_errors += 1
         elif self.private:
             self.flags[index] |= PG_SWAPPED

@@ -59,12 +59,15 @@ class WorkingSet:
             if len(self.ghosts) > self.max_ghosts:
                 self.ghosts.popitem(last=False)
 
-    def victims(self, count: int, usable: Callable[[int], bool], *, look_at: int = 64) -> list[int]:
+    def victims(
+        self, count: int, usable: Callable[[int], bool], *, look_at: int | None = 64
+    ) -> list[int]:
         """Choose up to `count` units that are `usable`, oldest first.
 
         No more than ``count + look_at`` units are looked at.  If there is no usable one among them,
         they go to the young end, so that the next call looks at others.  The
-        active list gives way once it holds more than three quarters.
+        active list gives way once it holds more than three quarters.  With `look_at` None
+        all units are looked at, the active ones last: an empty answer is then final.
         """
         total = len(self)
         while self.active and len(self.inactive) * 4 < total:
@@ -72,12 +75,12 @@ class WorkingSet:
             self.inactive[index] = None
         chosen: list[int] = []
         passed: list[int] = []
-        for index in self.inactive:
+        for index in self.inactive if look_at is not None else self:
             if usable(index):
                 chosen.append(index)
                 if len(chosen) == count:
                     break
-            else:
+            elif look_at is not None:
                 passed.append(index)
                 if len(passed) == look_at:
                     break

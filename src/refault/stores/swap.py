@@ -133,7 +133,6 @@ class Swap:
                 continue
             if self._is_current(record):
                 self._unpack(record, self._file.verify(place, found), buffer)
-                self._trim()
                 return
 
     def load_nowait(self, key: Key, buffer: memoryview) -> bool:
@@ -199,8 +198,9 @@ class Swap:
     def trim(self) -> None:
         """Give free parts of the spill file back to the disk; may take its time.
 
-        `store` and `load` do this by themselves when it is worth it.  Call it,
-        from a worker, after `discard_all` if nothing else may follow for long.
+        `store` does this by itself when it is worth it (`load` does not: somebody
+        waits for its page).  Call it from a worker when `wasteful` is true and
+        nobody waits, and after `discard_all`.
         """
         self._file.trim()
 

@@ -1,0 +1,67 @@
+"""numpy arrays larger than memory, on real memory whose page faults are handled in Python.
+
+    x = refault.open("emb.npy", resident="2GiB")
+    y = refault.zeros((1 << 34,), "f4", resident="1GiB")
+    region = refault.region(x)
+
+Names are imported when they are first used: neither the pager, which is a process of its
+own, nor the command line needs numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from refault._version import __version__
+from refault.errors import Error, KernelError, StoreError, UsageError
+
+if TYPE_CHECKING:
+    from refault.client.configuring import configure
+    from refault.client.creating import empty, full, zeros
+    from refault.client.opening import open
+    from refault.client.pin import Pin
+    from refault.client.region import Region, region
+    from refault.client.statistics import RegionStatistics
+
+__all__ = [
+    "Error",
+    "KernelError",
+    "Pin",
+    "Region",
+    "RegionStatistics",
+    "StoreError",
+    "UsageError",
+    "__version__",
+    "configure",
+    "empty",
+    "full",
+    "open",
+    "region",
+    "zeros",
+]
+
+_HOMES = {
+    "Pin": "pin",
+    "Region": "region",
+    "RegionStatistics": "statistics",
+    "configure": "configuring",
+    "empty": "creating",
+    "full": "creating",
+    "open": "opening",
+    "region": "region",
+    "zeros": "creating",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.client.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
