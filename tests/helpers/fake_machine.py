@@ -8,7 +8,7 @@ pager's own scheduler, one step at a time where that matters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from refault.fault.callers import FaultOutcome, user_fault
@@ -225,26 +225,28 @@ class Run:
     ----------
     finished
         Whether it has returned.
+    waits
+        All it has waited for so far.
     """
 
     def __init__(
-        self, scheduler: Scheduler, generator: Generator[Wait, None, Any], name: str = "task"
+        self, scheduler: Scheduler, make: Callable[[PagerTask], Waits[Any]], name: str = "task"
     ) -> None:
         self.finished = False
         self._result: Any = None
         self.waits: list[Wait] = []
         self.task = PagerTask(scheduler, name, lambda task: self.waits.append(self.wait))
-        self._generator = generator
+        self._make = make
 
     def start(self) -> Run:
         """Run up to the first wait."""
-        self.task.scheduler.spawn(self.task, self._generator, self._done)
+        self.task.scheduler.spawn(self.task, self._watched(), raise_it)
         return self
 
-    def _done(self, result: Any) -> None:
+    def _watched(self) -> Waits[Any]:
+        # What a task returns may be an exception; what it raises must not be lost.
+        self._result = yield from self._make(self.task)
         self.finished = True
-        self._result = result
-        raise_it(result)
 
     @property
     def result(self) -> Any:
@@ -354,7 +356,7 @@ class World:
 
     def run(self, make: Callable[[PagerTask], Waits[Any]], name: str = "task") -> Run:
         """Run what `make` returns for a new task, up to its first wait."""
-        run = Run(self.scheduler, _later(lambda: make(run.task)), name)
+        run = Run(self.scheduler, make, name)
         self.runs.append(run)
         return run.start()
 
@@ -506,7 +508,3 @@ class World:
             assert mapping.budget.usage == units * mapping.page_size, "charges and units differ"
             usage += mapping.budget.usage
         assert self.total.usage == usage
-
-
-def _later(make: Callable[[], Waits[Any]]) -> Waits[Any]:
-    return (yield from make())

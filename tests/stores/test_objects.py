@@ -248,9 +248,9 @@ def test_a_short_answer_is_refused() -> None:
                 call(0, memoryview(bytearray(10)))
     for fine in (None, 10):
         assert read(ObjectStore(Base(fine)), 0, 10) == bytes(range(10))
-    for answer in (True, False, b"x" * 10, 10.0):
-        with pytest.raises(StoreError, match=f"returned {type(answer).__name__}") as caught:
-            read(ObjectStore(Base(answer)), 0, 10)
+    for wrong in (True, False, b"x" * 10, 10.0):
+        with pytest.raises(StoreError, match=f"returned {type(wrong).__name__}") as caught:
+            read(ObjectStore(Base(wrong)), 0, 10)
         assert caught.value.permanent
 
 

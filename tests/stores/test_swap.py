@@ -213,7 +213,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         assert swap.statistics()["bytes_compressed"] == 4 * PAGE
         swap.close()
     finally:
-        subprocess.run(["umount", tmp_path], check=True)
+        subprocess.run(["umount", "-l", tmp_path], check=True)
 
 
 @pytest.mark.parametrize("page", [noise(PAGE), text(PAGE)], ids=["raw", "zstd"])
@@ -302,9 +302,9 @@ def test_the_file_shrinks_and_holes_are_punched(
         swap.store((0, index), memoryview(noise(PAGE, index)))
     for index in range(8, 40):
         swap.discard((0, index))
-    assert swap.wasteful
-    swap.store((0, 0), memoryview(noise(PAGE, 0)))
-    assert not swap.wasteful
+    before = swap.wasteful
+    swap.store((1, 0), memoryview(bytes(PAGE)))
+    assert (before, swap.wasteful) == (True, False)
     if swap._file._punches:
         assert swap.statistics()["file_bytes"] <= 33 * PAGE
     for index in range(40, 64):
@@ -460,7 +460,7 @@ class SwapMachine(RuleBasedStateMachine):
         page = kind(size, seed)
         real = os.pwrite
         if disk_is_full:
-            os.pwrite = full  # type: ignore[assignment]
+            os.pwrite = full
         try:
             self.swap.store(key, memoryview(page))
         except StoreError as error:
@@ -477,7 +477,7 @@ class SwapMachine(RuleBasedStateMachine):
         page = self.model.get(key)
         buffer = bytearray(b"\xee" * (len(page) if page is not None else 10))
         if self.swap.load_nowait(key, memoryview(buffer)):
-            assert buffer == page
+            assert bytes(buffer) == page
         if page is None:
             with pytest.raises(StoreError):
                 self.swap.load(key, memoryview(buffer))

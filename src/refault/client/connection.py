@@ -40,6 +40,8 @@ WANTED = REQUIRED | uffd.FEATURE_POISON
 
 MODES = uffd.MODE_MISSING | uffd.MODE_MINOR | uffd.MODE_WP
 REAP_SECONDS = 5.0
+EXIT_SECONDS = 1.0
+"""How long our exit waits for that of a pager; one that serves children of ours stays."""
 
 _decoder: msgspec.msgpack.Decoder[messages.Reply] = msgspec.msgpack.Decoder(messages.Reply)
 
@@ -144,9 +146,17 @@ class Connection:
             raise self._nonsense(request, answer, received)
         return reply
 
-    def let_go(self, reply: socket.socket) -> None:
-        """End what `hold` began."""
-        self._forget(reply)
+    def let_go(self, reply: socket.socket, *, wait: bool) -> None:
+        """End what `hold` began; with `wait`, return when the pager has taken note."""
+        try:
+            if wait and self.usable:
+                # The pager closes its end when ours is shut.
+                reply.shutdown(socket.SHUT_WR)
+                reply.recv(1)
+        except OSError:
+            pass  # it has ended, and so has whatever it held
+        finally:
+            self._forget(reply)
 
     def shutdown(self, *, mapped: bool) -> None:
         """Have everything written back; the last request of this process.
@@ -170,7 +180,7 @@ class Connection:
                 self._leave_open()
             else:
                 self._close()
-            self._reap(0 if mapped else REAP_SECONDS)
+            self._reap(0 if mapped else EXIT_SECONDS)
 
     def abandon(self) -> None:
         """Close everything: our parent's connection, or one whose Hello failed."""

@@ -25,7 +25,8 @@
 # 0xFF for data.  So a page is given up only if the handler is *ours at this moment*.  The
 # process cannot be asked, it is stuck; but its memory can be read.  CPython keeps the
 # handlers in a table of pointers, in its static data, and the entry of SIGINT holds the
-# address of our handler object or it does not.  Where the entry is no interface tells, but
+# address of our handler object or it does not, and the word before it whether the handler is
+# still to run.  Where the entry is no interface tells, but
 # it is easy to find: install an object, look which words of the static data hold its
 # address, install another one, look which of them changed along.  If that is not exactly
 # one word, the feature is off, and Ctrl-C waits for the store or for the deadline.
@@ -33,6 +34,12 @@
 # When the page can be dropped.  `default_int_handler` raises, and then it is too late: an
 # ``except KeyboardInterrupt:`` may look at the array.  So our handler tells the pager first,
 # waits until the page is gone, and raises then.
+#
+# What remains: CPython looks for signals at the end of calls, at the beginning of functions
+# and of loop passes, not after every bytecode.  So the statement that was interrupted may
+# still store what it got: after ``y[0] = x[5]``, interrupted, y[0] may be 0xFF.  The page of x
+# is gone, as if it had never been there; what was computed from it is not.  Whoever goes on
+# after a KeyboardInterrupt must not use what that statement was writing.
 #
 # What is asked of the rest of the program: nothing.  If SIGINT has a handler already, or a
 # wakeup descriptor is set (an event loop does that), or we are not in the main thread,
@@ -105,8 +112,13 @@ class Interrupts:
                     signal.set_wakeup_fd(-1)
 
     def ensure(self) -> None:
-        """Take SIGINT again if somebody has set it back to its default."""
-        if self.slot and self._is_default() and self._take_wakeup():
+        """Take SIGINT and the wakeup descriptor again if somebody has set them back."""
+        if not self.slot or not _in_main_thread():
+            return
+        default = self._is_default()
+        ours = signal.getsignal(signal.SIGINT) is self._final
+        # An event loop that has ended leaves no wakeup descriptor behind.
+        if (default or ours) and self._take_wakeup() and default:
             signal.signal(signal.SIGINT, self._final)
 
     def after_fork(self) -> None:

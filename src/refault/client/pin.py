@@ -33,10 +33,7 @@ class Pin:
 
     def release(self) -> None:
         """Let the pages go; a second call does nothing."""
-        held, self._held, self._view = self._held, None, None
-        if held is not None:
-            connection, reply = held
-            connection.let_go(reply)
+        self._release(wait=True)
 
     def __enter__(self) -> Self:
         return self
@@ -50,4 +47,10 @@ class Pin:
         self.release()
 
     def __del__(self) -> None:
-        self.release()
+        self._release(wait=False)
+
+    def _release(self, *, wait: bool) -> None:
+        held, self._held, self._view = self._held, None, None
+        if held is not None:
+            connection, reply = held
+            connection.let_go(reply, wait=wait)

@@ -8,20 +8,64 @@ the pending signals are looked at.
 
 from __future__ import annotations
 
+import enum
 from typing import NamedTuple
 
 from refault.memory.address_space import AddressSpace
 from refault.memory.vma import Vma
 from refault.memory.wait import Task, TaskState, WaitReason, Waits
 
-from .flags import FAULT_FLAG_DEFAULT, FAULT_FLAG_TRIED, FAULT_FLAG_USER, FAULT_FLAG_WRITE
+from .flags import (
+    FAULT_FLAG_ALLOW_RETRY,
+    FAULT_FLAG_DEFAULT,
+    FAULT_FLAG_TRIED,
+    FAULT_FLAG_USER,
+    FAULT_FLAG_WRITE,
+)
 from .handlers import handle_mm_fault
 from .machine import Machine
 from .results import VM_FAULT_COMPLETED, VM_FAULT_ERROR, VM_FAULT_MAJOR, VM_FAULT_RETRY
 from .signals import fault_signal_pending
 from .vmf import Fault
 
-__all__ = ["FaultOutcome", "count_retry", "lock_vma", "user_fault"]
+__all__ = [
+    "FaultOutcome",
+    "RetryPolicy",
+    "flags_after_retry",
+    "count_retry",
+    "lock_vma",
+    "user_fault",
+]
+
+
+class RetryPolicy(enum.Enum):
+    """How often a fault may be retried."""
+
+    MULTIPLE = "multiple"
+    """As often as it takes: the mail."""
+    SINGLE = "single"
+    """Once: the kernel before the mail.  Kept to show what it cost."""
+
+
+def flags_after_retry(flags: int, policy: RetryPolicy) -> int:
+    """Flags of the next try, after a RETRY.
+
+    Parameters
+    ----------
+    flags
+        Of the try that returned RETRY.
+    policy
+        MULTIPLE keeps ALLOW_RETRY and adds TRIED.  SINGLE takes ALLOW_RETRY away, as the kernel
+        did before; it also set TRIED, which is the combination that the mail forbids, so
+        we do not.
+
+    Returns
+    -------
+    int
+    """
+    if policy is RetryPolicy.SINGLE:
+        return flags & ~FAULT_FLAG_ALLOW_RETRY
+    return flags | FAULT_FLAG_TRIED
 
 
 class FaultOutcome(NamedTuple):
@@ -81,6 +125,8 @@ def count_retry(vmf: Fault) -> None:
         counters.retries_memory += 1
     elif reason is WaitReason.STORE_ERROR:
         counters.retries_store_error += 1
+    elif reason is WaitReason.WRITE_PROTECT:
+        counters.retries_write_protect += 1
 
 
 def user_fault(
@@ -91,6 +137,7 @@ def user_fault(
     *,
     write: bool,
     protected: bool | None = None,
+    policy: RetryPolicy = RetryPolicy.MULTIPLE,
 ) -> Waits[FaultOutcome]:
     """Handle the fault of a thread, from the first attempt to the last.
 
@@ -108,6 +155,8 @@ def user_fault(
         Whether it writes.
     protected
         Whether the page is there and only write-protected.
+    policy
+        Whether a second RETRY may be followed by a third try.
 
     Returns
     -------
@@ -142,7 +191,7 @@ def user_fault(
             account_fault(vma, attempts, major)
             return FaultOutcome(result, attempts, False, vma)
         if result & VM_FAULT_RETRY:
-            flags |= FAULT_FLAG_TRIED
+            flags = flags_after_retry(flags, policy)
             # Meanwhile the page may have been mapped or evicted.
             protected = None
             continue

@@ -30,28 +30,29 @@ the page lock does not (``userfaultfd_get_blocking_state`` against
 
 from __future__ import annotations
 
+from refault.memory.budget import Budget
 from refault.memory.page import PG_DIRTY, PG_LOCKED, PG_READAHEAD, PG_READING, PG_UPTODATE
+from refault.memory.protection import Protection
 from refault.memory.wait import Wait, WaitQueue, WaitReason, Waits
 
 from .flags import (
+    FAULT_FLAG_ALLOW_RETRY,
     FAULT_FLAG_RETRY_NOWAIT,
     FAULT_FLAG_USER,
     FAULT_FLAG_WRITE,
     fault_flag_allow_retry_first,
     illegal_flags,
 )
-from .locks import lock_page_or_retry
+from .locks import LOOK_AGAIN, lock_page_or_retry
 from .reclaim import shrink_clean
 from .results import VM_FAULT_MAJOR, VM_FAULT_RETRY, VM_FAULT_SIGBUS, VM_FAULT_SIGSEGV
+from .userfault import handle_userfault
 from .vmf import Fault, release_fault_lock
 
 __all__ = ["handle_mm_fault", "sanitize_fault"]
 
 FAULT_AROUND = 16
 """Units that a read fault maps at once, itself included, if they are there already."""
-
-LOOK_AGAIN = -1
-"""Not a result: the state of the unit has changed, and the attempt goes on."""
 
 
 def sanitize_fault(vmf: Fault) -> str | None:
@@ -104,8 +105,13 @@ def handle_mm_fault(vmf: Fault) -> Waits[int]:
         return VM_FAULT_SIGSEGV
     flags, index = vmf.mapping.flags, vmf.index
     if flags[index] & (PG_UPTODATE | PG_LOCKED) == PG_UPTODATE:
+        protection = write_protection(vmf)
+        if protection is not None:
+            return (yield from handle_userfault(vmf, protection))
         return finish_fault(vmf)
     major = 0
+    # What the message said of the page table entry may be over once the unit was absent or locked.
+    vmf.protected = None
     while True:
         if flags[index] & PG_READING:
             major = VM_FAULT_MAJOR
@@ -116,6 +122,8 @@ def handle_mm_fault(vmf: Fault) -> Waits[int]:
                 return stop | major
             continue
         stop = yield from lock_page_or_retry(vmf)
+        if stop == LOOK_AGAIN:
+            continue
         if stop:
             return stop
         if not flags[index] & PG_UPTODATE:
@@ -125,9 +133,23 @@ def handle_mm_fault(vmf: Fault) -> Waits[int]:
             if stop:
                 return stop
             major = VM_FAULT_MAJOR
+            # Absent until now, and ours: nobody can have mapped it.
+            vmf.protected = False
+        protection = write_protection(vmf)
+        if protection is not None:
+            vmf.mapping.unlock_page(index)
+            return major | (yield from handle_userfault(vmf, protection))
         result = finish_fault(vmf)
         vmf.mapping.unlock_page(index)
         return result | major
+
+
+def write_protection(vmf: Fault) -> Protection | None:
+    """What the fault's unit must be copied for before it is written, if anything."""
+    protection = vmf.mapping.protection
+    if protection is None or not vmf.flags & FAULT_FLAG_WRITE:
+        return None
+    return protection if vmf.index in protection.units else None
 
 
 def finish_fault(vmf: Fault) -> int:
@@ -138,7 +160,8 @@ def finish_fault(vmf: Fault) -> int:
         mapping.set_dirty(index)
     if not vmf.populate:
         return 0
-    writable = bool(write or (mapping.flags[index] & PG_DIRTY and vma.writable))
+    dirty = mapping.flags[index] & PG_DIRTY and mapping.protection is None
+    writable = bool(write or (dirty and vma.writable))
     first, last = index, index + 1
     if not write and not vmf.protected:
         first, last = fault_around(vmf)
@@ -175,7 +198,8 @@ def fill_page(vmf: Fault) -> Waits[int]:
     -------
     int
         0: the unit is uptodate and still locked by us.  `LOOK_AGAIN`: it is not ours any more,
-        its read has begun or has failed.  Else what to return; the unit is unlocked.
+        its read has begun or has failed, or there was no room for it.  Else what to return; the
+        unit is unlocked.
     """
     mapping, index, machine = vmf.mapping, vmf.index, vmf.machine
     error = mapping.errors.get(index)
@@ -185,11 +209,15 @@ def fill_page(vmf: Fault) -> Waits[int]:
             return VM_FAULT_SIGBUS
         if error.cooling:
             mapping.unlock_page(index)
+            if not vmf.flags & FAULT_FLAG_ALLOW_RETRY:
+                return VM_FAULT_SIGBUS
             return (yield from wait_for(vmf, error.over, WaitReason.STORE_ERROR, in_place=False))
-    stop = yield from charge_page(vmf)
-    if stop:
+    full = charge_page(vmf)
+    if full is not None:
+        # Nobody sleeps for memory with a page lock: others would wait for it, and not for memory.
         mapping.unlock_page(index)
-        return stop
+        stop = yield from wait_for(vmf, full.freed, WaitReason.MEMORY, in_place=True)
+        return stop or LOOK_AGAIN
     if not vmf.flags & FAULT_FLAG_RETRY_NOWAIT:
         try:
             filled = machine.read_now(mapping, index)
@@ -206,31 +234,29 @@ def fill_page(vmf: Fault) -> Waits[int]:
     return LOOK_AGAIN
 
 
-def charge_page(vmf: Fault) -> Waits[int]:
+def charge_page(vmf: Fault) -> Budget | None:
     """Find room for a unit under the budget.
 
     Clean units are dropped at once.  If all the rest is dirty, their writeback is
-    begun and waited for.
+    begun.
 
     Returns
     -------
-    int
-        0: charged; the fault lock is held.  Else RETRY, nothing charged.
+    Budget or None
+        None: charged.  Else which budget is full; nothing is charged.
     """
     budget = vmf.mapping.budget
     while True:
         full = budget.try_charge(vmf.mapping.page_size)
         if full is None:
-            if budget.pressed() and not budget.reclaiming:
+            if budget.pressed(vmf.mapping.page_size) and not budget.reclaiming:
                 vmf.machine.wake_reclaim(budget)
-            return 0
+            return None
         if shrink_clean(vmf.machine, full):
             continue
         if not full.reclaiming:
             vmf.machine.wake_reclaim(full)
-        stop = yield from wait_for(vmf, full.freed, WaitReason.MEMORY, in_place=True)
-        if stop:
-            return stop
+        return full
 
 
 def wait_for(vmf: Fault, queue: WaitQueue, reason: WaitReason, *, in_place: bool) -> Waits[int]:

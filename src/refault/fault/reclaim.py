@@ -238,9 +238,7 @@ def sync_units(
         # same time could end first, and leave the older content in the store.
         begun = [index for index in part if mapping.flags[index] & PG_WRITEBACK]
         dirty = [
-            index
-            for index in part
-            if mapping.flags[index] & (PG_DIRTY | PG_WRITEBACK) == PG_DIRTY
+            index for index in part if mapping.flags[index] & (PG_DIRTY | PG_WRITEBACK) == PG_DIRTY
         ]
         if dirty:
             error = yield from write_units(machine, mapping, dirty, task)

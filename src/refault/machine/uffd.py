@@ -753,6 +753,16 @@ class Userfaultfd:
         except OSError as error:
             self._go_on("POISON", UFFDIO_POISON, start, None, length, mode, error)
 
+    def poison_absent(self, start: int, length: int) -> None:
+        """`poison` pages of a write-protected range that nobody can map meanwhile.
+
+        A protected page of shared memory that is freed leaves a marker in the page table, and to
+        POISON the page is there then (EEXIST).  To remove protection removes the marker; from
+        a page that is present it would take the protection, and let writes through unseen.
+        """
+        self.write_protect(start, length, WRITEPROTECT_DONTWAKE)
+        self.poison(start, length)
+
     def move(self, dst: int, src: int, length: int, mode: int = 0) -> None:
         """Move pages of private anonymous memory, both ranges of the opener.
 

@@ -87,6 +87,10 @@ class Budget:
         if self.parent is not None:
             self.parent.wake_waiters()
 
-    def pressed(self) -> bool:
-        """Whether so little is free that reclaim should begin ahead of need."""
-        return self.limit is not None and self.limit - self.usage < self.low_free
+    def pressed(self, size: int) -> bool:
+        """Whether so little is free that reclaim should begin ahead of need.
+
+        Never if the low mark is less than `size`, a unit: to keep that free would take a whole
+        unit from a small budget, and an access that needs two units of two never had both.
+        """
+        return self.limit is not None and self.limit - self.usage < self.low_free >= size

@@ -21,6 +21,7 @@ from .page import (
     PG_UPTODATE,
     PG_WRITEBACK,
 )
+from .protection import Protection
 from .readahead import Readahead
 from .wait import WaitQueue
 from .workingset import WorkingSet
@@ -51,6 +52,7 @@ class Counters:
         "retries_page_lock",
         "retries_read",
         "retries_store_error",
+        "retries_write_protect",
         "retries_writeback",
         "store_errors",
         "store_reads",
@@ -81,6 +83,7 @@ class Counters:
         retries_page_lock: int
         retries_read: int
         retries_store_error: int
+        retries_write_protect: int
         retries_writeback: int
         store_errors: int
         store_reads: int
@@ -173,6 +176,7 @@ class Mapping:
         self.errors: dict[int, PageError] = {}
         self.write_errors: dict[int, BaseException] = {}
         self.counters = Counters()
+        self.protection: Protection | None = None
         limit = budget.limit if budget.limit is not None else None
         self.working_set = WorkingSet(self.pages if limit is None else limit // page_size)
         self.readahead = Readahead(page_size, limit) if readahead else None

@@ -65,6 +65,7 @@ class WaitReason(enum.StrEnum):
     STORE_ERROR = "store_error"
     ADDRESS_SPACE = "address_space"
     WRITEBACK = "writeback"
+    WRITE_PROTECT = "write_protect"
     RESCHEDULE = "reschedule"
 
 

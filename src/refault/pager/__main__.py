@@ -8,8 +8,7 @@ import signal
 import socket
 import sys
 
-from .client import Client
-from .service import Pager
+from .guardian import Guardian
 
 __all__ = ["main"]
 
@@ -26,10 +25,16 @@ def main(argv: list[str]) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     sys.setswitchinterval(0.0005)
-    pager = Pager()
+    guardian = Guardian(int(argv[0]))
+    # After the fork: the guardian needs none of it.
+    from .client import Client
+    from .service import Pager
+
+    pager = Pager(guardian)
     Client(pager, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, int(argv[0])))
     pager.loop.run()
     pager.swap.close()
+    guardian.dismiss()
     sys.stderr.flush()
     os._exit(0)  # a thread that hangs in a store must not keep us
 

@@ -22,7 +22,7 @@ from refault.machine.uffd import (
     RangeGone,
     Userfaultfd,
 )
-from refault.memory.page import PG_UPTODATE
+from refault.memory.page import PG_READING, PG_UPTODATE
 from refault.memory.vma import Vma
 from refault.memory.wait import Signal, Waits
 from refault.wire import messages as wire
@@ -66,6 +66,13 @@ class Client:
         Where it belongs.
     control
         Its control socket.
+
+    Attributes
+    ----------
+    regions
+        By number.
+    inherited
+        Those of a forked child that it has not asked for yet, by their number in its parent.
     """
 
     def __init__(self, pager: Pager, control: socket.socket) -> None:
@@ -81,6 +88,7 @@ class Client:
         self.sys_path: list[str] = []
         self.interrupts: Interrupts | None = None
         self.regions: dict[int, Region] = {}
+        self.inherited: dict[int, Region] = {}
         self.by_vma: dict[Vma, Region] = {}
         self.faults: dict[tuple[int, int], FaultTask] = {}
         self.requests: set[Request] = set()
@@ -117,6 +125,7 @@ class Client:
         """The client has introduced itself."""
         self.pid = message.pid
         self.pidfd = os.pidfd_open(message.pid)
+        self.pager.guardian.guard(message.pid, self.pidfd, uffd)
         self.uffd = Userfaultfd(uffd)
         self.mm = LinuxAddressSpace(self.pager.budget, self.uffd)
         self.sys_path = message.sys_path
@@ -154,7 +163,7 @@ class Client:
             self.pager.placement.follow(self.pid, tid)
             task = FaultTask(self, key, address)
             self.faults[key] = task
-            if self.interrupts is not None and self.interrupts.pending and tid == self.pid:
+            if self.interrupts is not None and tid == self.pid and self.interrupts.is_pending():
                 task.signal = Signal.INTERRUPT
             task.scheduler.spawn(
                 task,
@@ -232,6 +241,9 @@ class Client:
         assert self.uffd is not None
         mapping = vma.mapping
         index = vma.index_of(task.address)
+        if mapping.flags[index] & PG_UPTODATE:
+            self.wake(task.address)  # it has come after all
+            return
         error = mapping.errors.get(index)
         cause = f": {error.cause}" if error is not None else ""
         start, end = mapping.index_bytes(index)
@@ -243,7 +255,7 @@ class Client:
         )
         page = task.address & ~4095
         try:
-            self.uffd.poison(page, 4096)
+            self.uffd.poison_absent(page, 4096)
         except RangeGone:
             return
         except Error as problem:
@@ -291,7 +303,9 @@ class Client:
         assert self.interrupts is not None
         for mapping, index in self.interrupts.handled():
             if index in mapping.given_up and not mapping.closed:
-                mapping.given_up.discard(index)
+                if not mapping.flags[index] & PG_READING:
+                    mapping.given_up.discard(index)
+                # Else a thread may have filled it already: its end has it read again.
                 self.pager.machine.punch(mapping, index, index + 1)
 
     # -- regions ----------------------------------------------------------------
@@ -346,6 +360,8 @@ class Client:
         pager = self.pager
         self.regions.clear()
         pager.clients.remove(self)
+        if self.pid:
+            pager.guardian.forget(self.pid)
         self.control.close()
         if self.uffd is not None:
             pager.loop.remove(self.uffd.fd)

@@ -266,20 +266,26 @@ def _attach(request: Request, message: wire.Attach, fds: list[int]) -> None:
 
 def _share(request: Request, message: wire.Share, fds: list[int]) -> None:
     pager, client = request.client.pager, request.client
-    parent = pager.regions.get(message.region)
-    if parent is None:
-        raise UsageError(f"region {message.region} is closed; the parent has closed it")
-    region = pager.add_region(parent.mapping, 0, 1, parent.deadline, parent.limit)
-    region.map_offset, region.map_length = parent.map_offset, parent.map_length
-    region.data_offset, region.data_length = parent.data_offset, parent.data_length
-    client.regions[region.number] = region
+    region = client.inherited.pop(message.region, None)
+    if region is None:
+        # The parent opened it in another thread, between ExpectChild and its fork.
+        parent = pager.regions.get(message.region)
+        if parent is None:
+            raise UsageError(f"region {message.region} is closed; the parent has closed it")
+        region = pager.share_region(parent)
+        client.regions[region.number] = region
     request.answer(_mapped(region), [region.mapping.memfd])
 
 
 def _expect_child(request: Request, message: wire.ExpectChild, fds: list[int]) -> None:
     from .client import Client
 
-    Client(request.client.pager, request.client.pager.socketpair_end(fds[0]))
+    pager, parent = request.client.pager, request.client
+    child = Client(pager, pager.socketpair_end(fds[0]))
+    # From now on: the parent may be gone before the child has said a word.
+    for number, region in parent.regions.items():
+        child.inherited[number] = shared = pager.share_region(region)
+        child.regions[shared.number] = shared
     request.answer(wire.Done())
 
 

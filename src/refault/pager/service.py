@@ -16,6 +16,7 @@ from refault.memory.wait import Task, TaskState, Wait, WaitQueue, WaitReason, Wa
 from refault.stores.base import Store
 from refault.stores.swap import Swap
 
+from .guardian import Guardian
 from .loop import Loop
 from .placement import Placement
 from .tasks import PagerTask
@@ -69,10 +70,18 @@ class Region:
 
 
 class Pager:
-    """Everything in this process; also the `Services` of its machine."""
+    """Everything in this process; also the `Services` of its machine.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    guardian
+        Who answers the faults of our clients if we are killed.
+    """
+
+    def __init__(self, guardian: Guardian) -> None:
+        self.guardian = guardian
         self.loop = Loop()
+        self.loop.add(guardian.fileno(), lambda _: self.guardian_gone())
         self.machine = LinuxMachine(self)
         self.loop.before_poll.append(self.machine.unplug)
         self.placement = Placement()
@@ -220,6 +229,13 @@ class Pager:
         self.adjust_budget(mapping)
         return region
 
+    def share_region(self, other: Region) -> Region:
+        """Make a region of the same bytes for another client."""
+        region = self.add_region(other.mapping, 0, 1, other.deadline, other.limit)
+        region.map_offset, region.map_length = other.map_offset, other.map_length
+        region.data_offset, region.data_length = other.data_offset, other.data_length
+        return region
+
     def adjust_budget(self, mapping: LinuxMapping) -> None:
         """Regions that share a mapping share its budget: the smallest one counts."""
         limits = [
@@ -342,6 +358,12 @@ class Pager:
     def client_gone(self) -> None:
         """A client has ended; without clients and work we end too."""
         self.stop_if_idle()
+
+    def guardian_gone(self) -> None:
+        """Somebody killed the guardian; what it guards against has not happened."""
+        self.loop.remove(self.guardian.fileno())
+        self.guardian.ended()
+        say("the guardian of the pager has been killed; if the pager is killed too, programs hang")
 
     def stop_if_idle(self) -> None:
         """End the loop if nobody needs us any more."""

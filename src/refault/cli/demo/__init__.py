@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import sys
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo and print the table; 1 if something was wrong."""
     # Not before: `refault --help` needs neither numpy nor these.
     from .plan import FULL, QUICK
-    from .report import as_dict, problems, render, summary
+    from .report import as_dict, problems, show, summary
 
     plan = QUICK if args.quick else FULL
     _check_space(args.directory, plan)
@@ -58,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
         parts = [as_dict(result) for result in results]
         print(json.dumps({"ok": not wrong, "problems": wrong, "parts": parts}))
     else:
-        print(f"\n{render(results, shutil.get_terminal_size((80, 24)).columns)}\n")
+        print()
+        show(results, shutil.get_terminal_size((80, 24)).columns)
+        print()
         print("WRONG: " + "; ".join(wrong) if wrong else f"every byte right: {summary(results)}")
     return 1 if wrong else 0
 
@@ -95,6 +98,8 @@ def _check_space(directory: str, plan: Plan) -> None:
         raise UsageError(
             f"--directory {directory}: {error.strerror}; name a directory that can be written to"
         ) from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise UsageError(f"--directory {directory} cannot be written to; name one that can")
     if free < needed:
         raise UsageError(
             f"the demo needs {needed >> 20} MiB of disk for half a minute, and {directory} has"

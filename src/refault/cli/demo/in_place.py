@@ -45,14 +45,14 @@ def change_file_in_place(plan: Plan, directory: str, progress: Callable[[str], N
         with Witness() as witness:
             progress("adding its numbers up")
             began = time.monotonic()
-            tally.compare(np.array(array.sum()), np.array(total))
+            tally.compare(np.array([array.sum()]), np.array([total]))
             read = time.monotonic()
             progress("changing all of them, then some of them, and sorting others")
             array *= 3
+            multiplied = time.monotonic()
             array[::STEP] = -1
             array[SORTED * count : (SORTED + 1) * count].sort()
             region.flush()
-            changed = time.monotonic()
             statistics = region.statistics()
         del array
         region.close()
@@ -63,7 +63,7 @@ def change_file_in_place(plan: Plan, directory: str, progress: Callable[[str], N
         nbytes=nbytes,
         statistics=statistics,
         peak_seen=witness.peak,
-        write_rate=nbytes / (changed - read),
+        write_rate=nbytes / (multiplied - read),
         read_rate=nbytes / (read - began),
         checked=tally.checked,
         wrong=tally.wrong,

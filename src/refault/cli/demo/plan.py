@@ -25,7 +25,8 @@ class Plan:
     most_places: int
     seconds: float
     """How long to write more than the least."""
-    stretch_bytes: int
+    least_stretch: int
+    most_stretch: int
     """Written and read in order."""
 
     file_bytes: int
@@ -52,7 +53,8 @@ FULL: Final = Plan(
     least_places=8 << 10,
     most_places=32 << 10,
     seconds=5.0,
-    stretch_bytes=1024 * MIB,
+    least_stretch=512 * MIB,
+    most_stretch=1024 * MIB,
     file_bytes=512 * MIB,
     file_resident=64 * MIB,
     store_bytes=64 * MIB,
@@ -64,7 +66,8 @@ QUICK: Final = Plan(
     least_places=1 << 10,
     most_places=1 << 10,
     seconds=0.5,
-    stretch_bytes=64 * MIB,
+    least_stretch=64 * MIB,
+    most_stretch=64 * MIB,
     file_bytes=64 * MIB,
     file_resident=8 * MIB,
     store_bytes=16 * MIB,

@@ -11,7 +11,7 @@ import msgspec
 from refault.client.sizes import format_size
 from refault.client.statistics import RegionStatistics
 
-__all__ = ["Result", "as_dict", "problems", "render", "summary"]
+__all__ = ["Result", "as_dict", "problems", "show", "summary"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +24,8 @@ class Result:
     peak_seen: int
     """The most bytes in memory that the witness saw."""
     write_rate: float | None
-    """Bytes per second, in order; None if nothing was written."""
-    read_rate: float
+    read_rate: float | None
+    """Bytes per second, where all is written or read in order; else None."""
     checked: int
     """Bytes that were compared."""
     wrong: int
@@ -74,11 +74,13 @@ def _compressed(of: RegionStatistics) -> str:
     return f"{format_size(int(raw))} in {format_size(int(held))}" if raw else "-"
 
 
+GAP = "  "
+
 ROWS: Sequence[tuple[str, Callable[[Result], str]]] = (
     ("array", lambda it: format_size(it.nbytes)),
-    ("may be in memory", lambda it: format_size(it.statistics.budget)),
-    ("was in memory, at most", lambda it: format_size(it.peak_seen)),
-    ("in compressed swap", lambda it: _compressed(it.statistics)),
+    ("resident, allowed", lambda it: format_size(it.statistics.budget)),
+    ("resident, most seen", lambda it: format_size(it.peak_seen)),
+    ("in swap, compressed", lambda it: _compressed(it.statistics)),
     ("faults", lambda it: f"{it.statistics.faults:,}"),
     ("attempts per fault", lambda it: _attempts(it.statistics)),
     ("retries: page locked", lambda it: f"{it.statistics.retries_page_lock:,}"),
@@ -98,18 +100,36 @@ ROWS: Sequence[tuple[str, Callable[[Result], str]]] = (
 )
 
 
-def render(results: Sequence[Result], width: int) -> str:
-    """Lay the results out: one column each, or one below the other if `width` is too small."""
-    names = [name for name, _ in ROWS]
-    columns = [[show(result) for _, show in ROWS] for result in results]
-    titles = [result.title for result in results]
-    needed = [
-        max(map(len, [title, *column])) for title, column in zip(titles, columns, strict=True)
-    ]
-    first = max(map(len, names))
-    if first + sum(size + 2 for size in needed) > width:
-        return "\n\n".join(
-            "\n".join([title, *(f"  {name:<{first}}  {cell}" for name, cell in zip(names, column, strict=True))])
-            for title, column in zip(titles, columns, strict=True)
-        )
-    ...
+def show(results: Sequence[Result], width: int) -> None:
+    """Print the results: one column each, or one below the other if `width` is too small."""
+    titles = ["", *(result.title for result in results)]
+    rows = [[name, *(cell(result) for result in results)] for name, cell in ROWS]
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    if sum(widths) + len(GAP) * len(results) > width:
+        print(_one_below_the_other(titles, rows, widths[0]))
+        return
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print("\n".join(_line(row, widths) for row in [titles, *rows]))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, len(GAP), 0, 0), header_style="bold")
+    for number, title in enumerate(titles):
+        table.add_column(title, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=width, highlight=False).print(table)
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+    return GAP.join([row[0].ljust(widths[0]), *cells])
+
+
+def _one_below_the_other(titles: list[str], rows: list[list[str]], width: int) -> str:
+    parts = []
+    for number, title in enumerate(titles[1:], 1):
+        lines = [f"{row[0].ljust(width)}{GAP}{row[number]}" for row in rows]
+        parts.append("\n".join([title, *lines]))
+    return "\n\n".join(parts)

@@ -38,7 +38,7 @@ def scatter_over_zeros(plan: Plan, progress: Callable[[str], None]) -> Result:
     array = refault.zeros(plan.zeros_shape, "f4", resident=plan.zeros_resident)
     region = refault.region(array)
     words = array.view("u4")  # not every pattern of bits is a number, but all are compared
-    stretch = plan.stretch_bytes // words.itemsize
+    stretch = plan.most_stretch // words.itemsize
     tally = Tally()
     with Witness() as witness:
         places = words[stretch:].reshape(-1, PLACE)
@@ -49,7 +49,7 @@ def scatter_over_zeros(plan: Plan, progress: Callable[[str], None]) -> Result:
         progress("reading places where nothing was written")
         check_zeros(places, written, tally)
         progress("writing in order")
-        seconds_to_write = write_in_order(words[:stretch])
+        stretch, seconds_to_write = write_in_order(words[:stretch], plan)
         progress("reading in order")
         seconds_to_read = check_in_order(words[:stretch], tally)
         statistics = region.statistics()
@@ -58,8 +58,8 @@ def scatter_over_zeros(plan: Plan, progress: Callable[[str], None]) -> Result:
         nbytes=array.nbytes,
         statistics=statistics,
         peak_seen=witness.peak,
-        write_rate=plan.stretch_bytes / seconds_to_write,
-        read_rate=plan.stretch_bytes / seconds_to_read,
+        write_rate=stretch * words.itemsize / seconds_to_write,
+        read_rate=stretch * words.itemsize / seconds_to_read,
         checked=tally.checked,
         wrong=tally.wrong,
     )
@@ -67,9 +67,10 @@ def scatter_over_zeros(plan: Plan, progress: Callable[[str], None]) -> Result:
 
 def pattern(where: Places) -> Words:
     """What is written to places: every word depends on where it is, and none is zero."""
-    index = where.astype(np.uint64)[:, None] * np.uint64(PLACE) + np.arange(PLACE, dtype=np.uint64)
-    mixed = (index * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
-    return mixed.astype(np.uint32) | np.uint32(1)
+    index: npt.NDArray[np.uint64] = (where[:, None] * PLACE + np.arange(PLACE)).astype(np.uint64)
+    index *= np.uint64(0x9E3779B97F4A7C15)
+    index >>= np.uint64(32)
+    return index.astype(np.uint32) | np.uint32(1)
 
 
 def write_places(places: Words, plan: Plan) -> Places:
@@ -117,21 +118,32 @@ def check_zeros(places: Words, written: Places, tally: Tally) -> None:
         tally.compare(places[where], np.zeros((len(where), PLACE), np.uint32))
 
 
-def write_in_order(words: Words) -> float:
-    """Give every word its own index; return the seconds it took."""
-    index = np.arange(PIECE, dtype=np.uint32)
+def first_piece() -> Words:
+    """What the first words hold; a piece that begins at word n holds n more.
+
+    Four words in a row are alike, so that swap finds something to compress.
+    """
+    return np.arange(PIECE, dtype=np.uint32) // np.uint32(4)
+
+
+def write_in_order(words: Words, plan: Plan) -> tuple[int, float]:
+    """Write to all words, or until the time is over; return how many, and the seconds it took."""
+    piece = first_piece()
+    least = plan.least_stretch // words.itemsize
+    done = 0
     began = time.monotonic()
-    for start in range(0, len(words), PIECE):
-        np.add(index, np.uint32(start), out=words[start : start + PIECE])
-    return time.monotonic() - began
+    while done < least or (done < len(words) and time.monotonic() < began + plan.seconds):
+        np.add(piece, np.uint32(done), out=words[done : done + PIECE])
+        done += PIECE
+    return done, time.monotonic() - began
 
 
 def check_in_order(words: Words, tally: Tally) -> float:
-    """Compare every word with its index; return the seconds it took."""
-    index = np.arange(PIECE, dtype=np.uint32)
+    """Compare what `write_in_order` wrote; return the seconds it took."""
+    piece = first_piece()
     began = time.monotonic()
     for start in range(0, len(words), PIECE):
-        tally.compare(words[start : start + PIECE], index + np.uint32(start))
+        tally.compare(words[start : start + PIECE], piece + np.uint32(start))
     return time.monotonic() - began
 
 

@@ -12,7 +12,7 @@ from typing import Final
 __all__ = ["BLOCK", "FailingStore", "content"]
 
 BLOCK: Final = 64 << 10
-UNLUCKY: Final = 200
+UNLUCKY: Final = 400
 """One block in so many cannot be read at first."""
 
 

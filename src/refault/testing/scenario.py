@@ -1,0 +1,124 @@
+"""What a simulated program does: threads, pages, and what happens to them meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingOf
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from refault.fault.callers import RetryPolicy
+
+__all__ = ["Op", "Scenario", "load", "pin", "populate", "prefetch", "store"]
+
+
+class Op(NamedTuple):
+    """One thing that a thread does."""
+
+    kind: Literal["load", "store", "populate", "pin", "prefetch"]
+    first: int
+    last: int
+    write: bool = False
+
+
+def load(page: int) -> Op:
+    """Read a page."""
+    return Op("load", page, page + 1)
+
+
+def store(page: int) -> Op:
+    """Write a value to a page that nobody has written before."""
+    return Op("store", page, page + 1, write=True)
+
+
+def populate(first: int, last: int, *, write: bool = False) -> Op:
+    """Make pages ``[first, last)`` present."""
+    return Op("populate", first, last, write)
+
+
+def pin(first: int, last: int, *, write: bool = False) -> Op:
+    """Make pages present, keep them, read them all, let them go."""
+    return Op("pin", first, last, write)
+
+
+def prefetch(first: int, last: int) -> Op:
+    """Begin to bring pages in, waiting for nothing."""
+    return Op("prefetch", first, last)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """A small program and its world; the explorer runs it in every order.
+
+    Parameters
+    ----------
+    name
+        For reports.
+    threads
+        What each thread does, in order.
+    pages
+        Page units of the object.
+    budget
+        How many may be resident; None: all.
+    vmas
+        Ranges that map the object; thread `i` uses range ``i % vmas``.
+    private
+        Changed pages go to swap instead of the store.
+    cached
+        Pages whose store answers at once.
+    dirty
+        Pages that have been written before it begins, and are resident.
+    swapped
+        Pages that have been written before and are in swap (needs `private`).
+    read_failures
+        How the first reads of a page fail, in order: "error" (asked again), "short" or
+        "permanent".
+    write_failures
+        How many writes fail, at any time.
+    evictions
+        Each is a set of pages that somebody evicts, at any time.
+    protections
+        How many times somebody write-protects all pages to copy each before it is
+        written, at any time.
+    releases
+        Whether the one who protects may end at any time.
+    unmaps
+        Ranges that are unmapped, at any time.
+    signals
+        ``(thread, "interrupt" | "kill")``, each delivered at any time.
+    policy
+        Whether a fault may be retried more than once.
+    allowed
+        How threads may end, beside "done": by default what the other parameters imply.
+    """
+
+    name: str
+    threads: tuple[tuple[Op, ...], ...]
+    pages: int = 2
+    budget: int | None = None
+    vmas: int = 1
+    private: bool = False
+    cached: frozenset[int] = frozenset()
+    dirty: frozenset[int] = frozenset()
+    swapped: frozenset[int] = frozenset()
+    read_failures: MappingOf[int, tuple[str, ...]] = field(default_factory=dict)
+    write_failures: int = 0
+    evictions: tuple[tuple[int, ...], ...] = ()
+    protections: int = 0
+    releases: bool = False
+    unmaps: tuple[int, ...] = ()
+    signals: tuple[tuple[int, Literal["interrupt", "kill"]], ...] = ()
+    policy: RetryPolicy = RetryPolicy.MULTIPLE
+    allowed: frozenset[str] | None = None
+
+    def ends(self) -> frozenset[str]:
+        """How threads may end."""
+        if self.allowed is not None:
+            return self.allowed | {"done"}
+        ends = {"done"}
+        if self.unmaps:
+            ends.add("SIGSEGV")
+        if any(kind == "kill" for _, kind in self.signals):
+            ends.add("killed")
+        if any(end != "error" for fails in self.read_failures.values() for end in fails):
+            ends.add("SIGBUS")
+        return frozenset(ends)
