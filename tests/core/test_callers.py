@@ -6,7 +6,7 @@ import pytest
 
 from helpers.fake_machine import PAGE, StoreFailed, World
 from refault.fault import callers
-from refault.fault.callers import FaultOutcome
+from refault.fault.callers import FaultOutcome, RetryPolicy, flags_after_retry
 from refault.fault.flags import (
     FaultFlag,
     fault_flag_allow_retry_first,
@@ -15,6 +15,7 @@ from refault.fault.flags import (
 from refault.fault.reclaim import evict_units, sync_units
 from refault.fault.results import VmFault
 from refault.fault.signals import fault_signal_pending
+from refault.memory.protection import Protection
 from refault.memory.wait import Signal, Task, TaskState, Wait, WaitQueue, WaitReason
 
 RETRY, MAJOR = VmFault.RETRY, VmFault.MAJOR
@@ -101,6 +102,44 @@ def test_mail_s_third_retry(attempts: list[int]) -> None:
     counters = world.mapping.counters
     assert (counters.faults, counters.retries_page_lock, counters.retries_store_error) == (2, 1, 1)
     world.check_quiet()
+
+
+@pytest.mark.parametrize("policy", RetryPolicy)
+def test_swapped_and_protected_page_needs_three_tries(
+    policy: RetryPolicy, attempts: list[int]
+) -> None:
+    """Where the kernel's old rule gave up: SIGBUS for a page that was to be had."""
+    world = World(private=True)
+    world.mapping.protection = Protection([3])
+    run = world.run(
+        lambda task: callers.user_fault(
+            world.machine, world.mm, task, world.address(3), write=True, policy=policy
+        )
+    )
+    world.end_read(3)
+    world.settle()
+    if policy is RetryPolicy.SINGLE:
+        assert [retry_combination(flags).letter for flags in attempts] == ["a", "c"]
+        assert run.result.result == VmFault.SIGBUS
+        assert world.mapping.dirty == 0
+    else:
+        assert run.waits_for is WaitReason.WRITE_PROTECT
+        world.mapping.protection.resolve(3)
+        world.settle()
+        assert [retry_combination(flags).letter for flags in attempts] == ["a", "b", "b"]
+        assert run.result == FaultOutcome(0, 3, False, world.vma)
+        assert world.machine.tables[world.vma, 3]
+        counters = world.mapping.counters
+        assert (counters.retries_read, counters.retries_write_protect) == (1, 1)
+        assert (counters.major, counters.minor) == (1, 0)
+    world.check_quiet()
+
+
+@pytest.mark.parametrize("flags", [FaultFlag.DEFAULT, FaultFlag.DEFAULT | FaultFlag.TRIED])
+def test_flags_after_retry_are_legal(flags: int) -> None:
+    assert flags_after_retry(flags, RetryPolicy.MULTIPLE) == flags | FaultFlag.TRIED
+    once = flags_after_retry(FaultFlag.DEFAULT, RetryPolicy.SINGLE)
+    assert retry_combination(once).letter == "c"
 
 
 def test_any_number_of_attempts(attempts: list[int]) -> None:
@@ -398,6 +437,7 @@ def test_wait_for_the_lock_is_counted() -> None:
         (WaitReason.PAGE_LOCK, "retries_page_lock"),
         (WaitReason.MEMORY, "retries_memory"),
         (WaitReason.STORE_ERROR, "retries_store_error"),
+        (WaitReason.WRITE_PROTECT, "retries_write_protect"),
     ],
 )
 def test_retries_are_counted_by_reason(

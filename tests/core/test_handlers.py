@@ -18,6 +18,7 @@ from refault.memory.page import (
     PG_SWAPPED,
     PG_UPTODATE,
 )
+from refault.memory.protection import Protection
 from refault.memory.wait import Signal, TaskState, WaitReason
 
 FIRST = FaultFlag.DEFAULT
@@ -679,6 +680,118 @@ def test_page_that_was_mapped_protected_under_a_missing_write_fault_is_unprotect
     assert write.finished
     assert world.machine.tables[world.vma, 3] is True
     world.check_quiet()
+
+
+def test_page_that_stayed_protected_while_a_later_try_waited_for_its_lock() -> None:
+    world = World()
+    world.fill([3], dirty=True)
+    world.run(lambda task: evict_units(world.machine, world.mapping, [3], task, ghost=True))
+    run, vmf = world.attempt(3, LATER | WRITE, protected=False)
+    assert run.waits_for is WaitReason.PAGE_LOCK
+    world.machine.end_write(0, StoreFailed())
+    world.settle()
+    assert run.result == 0
+    assert world.machine.tables[world.vma, 3] is True
+    over(world, vmf)
+
+
+# -- a monitor wants to copy the page first --------------------------------------------------
+
+
+def protected_world() -> World:
+    world = World()
+    world.fill([3, 4])
+    world.mapping.protection = Protection([3])
+    return world
+
+
+@pytest.mark.parametrize("flags", [FIRST, LATER, FaultFlag.ALLOW_RETRY])
+def test_writer_asks_the_monitor(flags: int) -> None:
+    """At any try without the lock: a monitor may take any time."""
+    world = protected_world()
+    protection = world.mapping.protection
+    assert protection is not None
+    run, vmf = world.attempt(3, flags | WRITE, protected=True)
+    assert run.waits_for is WaitReason.WRITE_PROTECT
+    assert run.wait.state is vmf.wait_state()
+    assert not vmf.locked
+    assert protection.asked == {3}
+    assert world.mapping.dirty == 0
+    assert world.machine.calls == []
+    protection.resolve(3)
+    world.settle()
+    assert run.result == RETRY
+    assert not protection.asked
+    again, vmf = world.attempt(3, flags | WRITE, protected=True)
+    assert again.result == 0
+    assert world.mapping.dirty == 1
+    over(world, vmf)
+
+
+def test_monitor_and_a_fault_that_may_not_be_retried() -> None:
+    """The kernel before the mail: SIGBUS."""
+    world = protected_world()
+    run, vmf = world.attempt(3, NO_RETRY | WRITE)
+    assert run.result == SIGBUS
+    assert vmf.locked
+    over(world, vmf)
+
+
+def test_monitor_and_a_fault_that_may_not_wait() -> None:
+    world = protected_world()
+    run, vmf = world.attempt(3, NOWAIT | WRITE)
+    assert run.result == RETRY
+    assert vmf.locked
+    assert not run.waits
+    over(world, vmf)
+
+
+@pytest.mark.parametrize("signal", [Signal.INTERRUPT, Signal.KILL])
+def test_signal_ends_the_wait_for_a_monitor(signal: Signal) -> None:
+    world = protected_world()
+    run, vmf = world.attempt(3, FIRST | WRITE)
+    run.task.send_signal(signal)
+    world.settle()
+    assert run.result == RETRY
+    over(world, vmf)
+
+
+def test_reader_and_others_do_not_ask() -> None:
+    world = protected_world()
+    run, vmf = world.attempt(3, FIRST)
+    assert run.result == 0
+    # Neighbours come with it, but nothing becomes writable that must be copied first.
+    assert world.machine.calls == [("map_units", 3, 5, False)]
+    over(world, vmf)
+    run, vmf = world.attempt(4, FIRST | WRITE)
+    assert run.result == 0
+    over(world, vmf)
+
+
+def test_dirty_page_is_not_mapped_writable_while_somebody_copies() -> None:
+    world = World()
+    world.fill([3], dirty=True)
+    world.machine.tables.clear()
+    world.mapping.protection = Protection([3])
+    run, vmf = world.attempt(3, FIRST)
+    assert run.result == 0
+    assert world.machine.tables == {(world.vma, 3): False}
+    over(world, vmf)
+
+
+def test_swapped_and_protected_page_is_read_and_then_asked_for() -> None:
+    """The page lock is given up before the monitor is asked: it must be able to copy."""
+    world = World()
+    world.mapping.protection = Protection([3])
+    world.machine.answers[3] = True
+    run, vmf = world.attempt(3, FIRST | WRITE)
+    assert run.waits_for is WaitReason.WRITE_PROTECT
+    assert world.mapping.flags[3] == PG_UPTODATE
+    world.mapping.protection.release()
+    world.settle()
+    assert run.result == RETRY | MAJOR
+    assert world.mapping.protection.released
+    over(world, vmf)
 
 
 # -- all of it together --------------------------------------------------------------------

@@ -83,6 +83,14 @@ def test_jump_ends_a_sequence_and_a_new_one_begins_small() -> None:
     assert ahead.window(5001) == (5002, 5002 + INITIAL)
 
 
+def test_sequence_that_was_left_does_not_go_on_where_it_was() -> None:
+    ahead = Readahead(PAGE, None)
+    ahead.window(0)
+    marker, _ = ahead.window(1) or (0, 0)
+    assert ahead.window(5000) is None
+    assert ahead.window(marker) is None
+
+
 def test_page_behind_the_marker_goes_on_too() -> None:
     """The marker itself was missed: the first page after the window continues."""
     ahead = Readahead(PAGE, None)

@@ -419,6 +419,31 @@ def test_two_syncs_never_write_one_unit_at_once() -> None:
     world.check_quiet()
 
 
+@pytest.mark.parametrize("signal", [None, Signal.KILL])
+def test_sync_waits_for_a_failed_eviction_whatever_signal_is_pending(
+    signal: Signal | None,
+) -> None:
+    """Its caller calls it again while something is dirty: it must not come back at once."""
+    world = World()
+    world.fill([1, 3], dirty=True)
+    evict(world, [1, 3])
+    world.machine.end_write(0, StoreFailed())
+    # The eviction goes on to wait for the other unit, and holds the lock of this one.
+    world.settle()
+    assert world.mapping.flags[1] == PG_UPTODATE | PG_LOCKED | PG_DIRTY
+
+    def make(task):
+        task.signal = signal
+        return sync_units(world.machine, world.mapping, 0, 3, task)
+
+    run = world.run(make)
+    assert not run.finished
+    world.finish_everything()
+    assert run.result is None
+    assert world.machine.store[world.mapping, 1] == 1
+    world.check_quiet()
+
+
 def test_error_of_a_write_that_began_meanwhile_counts() -> None:
     world = World()
     world.fill([0, 2], dirty=True)

@@ -24,6 +24,7 @@ __all__ = [
     "Failing",
     "Flaky",
     "Hanging",
+    "HangingWrites",
     "Keeping",
     "Plain",
     "Short",
@@ -151,6 +152,16 @@ class Hanging(Plain):
         super().read_into(offset, buffer)
 
 
+class HangingWrites(Plain):
+    """Takes no change, and does not say so."""
+
+    name = "hanging"
+
+    def write_from(self, offset: int, buffer: memoryview) -> None:
+        while True:
+            time.sleep(3600)
+
+
 class Keeping(Blocking):
     """A `Blocking` that can be written to, as long as it lives."""
 
@@ -183,13 +194,13 @@ class Signals:
             bufsize=1,
             start_new_session=True,
         )
-        self.order("0", "0")
+        self.order(0, 0)
         self.sent()
 
-    def order(self, delay: object, number: object) -> None:
-        """Send signal `number` in `delay` seconds; 0: only say when that was."""
+    def order(self, delay: float, number: int, *, times: int = 1) -> None:
+        """Send signal `number` in `delay` seconds, some times; 0: only say when that was."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{delay} {int(number)}\n")  # type: ignore[call-overload]
+        self._process.stdin.write(f"{delay} {int(number)}\n" * times)
 
     def touch(self, delay: float, path: str) -> None:
         """Make the file `path` in `delay` seconds."""

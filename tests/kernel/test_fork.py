@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-import signal
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -70,12 +70,14 @@ ARRAYS = """
 """
 
 
-def run(code: object, folder: Path, *, expect: int = 0, timeout: float = 20) -> Result:
+def run(
+    code: str | Callable[..., object], folder: Path, *, expect: int = 0, timeout: float = 20
+) -> Result:
     content = np.arange(SIZE // 8, dtype="<u8").tobytes()
     (folder / "file").write_bytes(content)
     (folder / "file.shared").write_bytes(content)
     return run_child(
-        code,  # type: ignore[arg-type]
+        code,
         args=[str(folder / "file")],
         files={"arrays.py": ARRAYS},
         timeout=timeout,
@@ -172,38 +174,23 @@ def test_child_writes_to_what_is_private(tmp_path: Path) -> None:
 
 
 def test_pool(tmp_path: Path) -> None:
-    def fork(path: str) -> None:
+    code = """
         import multiprocessing
         import sys
 
         import arrays
 
-        sys.modules["__main__"].own = own = arrays.Arrays(path)  # type: ignore[attr-defined]
+        own = arrays.Arrays(sys.argv[1])
+
+        def total(first):
+            return sum(int(x[first : first + (1 << 13)].sum()) for x in own)
+
         with multiprocessing.get_context("fork").Pool(3) as pool:
             sums = pool.map(total, range(0, 1 << 17, 1 << 13))
         assert sum(sums) == sum(int(x.sum()) for x in own)
-
-    code = "\n".join(
-        [
-            "def total(first):",
-            "    return sum(int(x[first : first + (1 << 13)].sum()) for x in own)",
-            "",
-            _source(fork),
-        ]
-    )
+        own.check()
+    """
     run(code, tmp_path)
-
-
-def _source(function: object) -> str:
-    import inspect
-    import textwrap
-
-    text = textwrap.dedent(inspect.getsource(function))  # type: ignore[arg-type]
-    return f"{text}\nimport sys\n{function.__name__}(*sys.argv[1:])\n"  # type: ignore[attr-defined]
-
-
-def total(first: int) -> int:
-    raise AssertionError("it is defined in the child")
 
 
 @pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(0)", "os.kill(os.getpid(), 9)"])
@@ -348,4 +335,3 @@ def test_fork_of_the_c_library(tmp_path: Path) -> None:
         own.check()
 
     run(fork, tmp_path)
-    assert signal.SIGSEGV  # named above, in the child

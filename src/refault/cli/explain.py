@@ -25,6 +25,7 @@ from dataclasses import asdict
 from typing import Any
 
 from refault.errors import UsageError
+from refault.fault.callers import RetryPolicy, flags_after_retry
 from refault.fault.flags import (
     KERNEL_ONLY,
     RETRY_COMBINATIONS,
@@ -39,7 +40,6 @@ from .situations import (
     SITUATIONS,
     Attempt,
     broken_rule,
-    flags_of_retry,
     make_attempt,
 )
 
@@ -167,9 +167,10 @@ def explanation(flags: int) -> dict[str, Any]:
             head = name
         attempt = make_attempt(flags, situation)
         entry = {"situation": name} | asdict(attempt)
+        entry["waits"], entry["did"] = list(entry["waits"]), list(attempt.did)
         entry["result"] = result_names(attempt.result)
         if attempt.then == "retry":
-            entry["next_flags"] = f"{flags_of_retry(flags):#x}"
+            entry["next_flags"] = f"{flags_after_retry(flags, RetryPolicy.MULTIPLE):#x}"
         situations.append(entry | {"source": situation.source})
     found["situations"] = situations
     return found
@@ -276,7 +277,7 @@ def attempt_words(flags: int, attempt: Attempt) -> tuple[str, ...]:
     """The columns of one attempt."""
     then = attempt.then
     if then == "retry":
-        again = flags_of_retry(flags)
+        again = flags_after_retry(flags, RetryPolicy.MULTIPLE)
         then = f"retry with {again:#x} ({retry_combination(again).letter})"
     waits = ", ".join(f"{wait.reason} ({wait.state.lower()})" for wait in attempt.waits)
     lock = "kept" if attempt.lock_kept else "given up"

@@ -15,7 +15,6 @@ from typing import Final
 from refault.fault.flags import (
     FAULT_FLAG_ALLOW_RETRY,
     FAULT_FLAG_INTERRUPTIBLE,
-    FAULT_FLAG_TRIED,
     FAULT_FLAG_USER,
 )
 from refault.fault.handlers import handle_mm_fault, sanitize_fault
@@ -29,6 +28,7 @@ from refault.fault.vmf import Fault
 from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
 from refault.memory.mapping import Mapping, PageError
+from refault.memory.protection import Protection
 from refault.memory.vma import Vma
 from refault.memory.wait import Signal, Task, TaskState
 
@@ -38,7 +38,6 @@ __all__ = [
     "Situation",
     "Waited",
     "broken_rule",
-    "flags_of_retry",
     "make_attempt",
 ]
 
@@ -152,6 +151,18 @@ def read_only(world: World) -> None:
     world.vma.writable = False
 
 
+def snapshot(world: World) -> None:
+    """A monitor wants to copy the page before it is written."""
+    protected(world)
+    world.mapping.protection = Protection([INDEX])
+
+
+def copied(world: World) -> None:
+    """The monitor has copied it."""
+    assert world.mapping.protection is not None
+    world.mapping.protection.resolve(INDEX)
+
+
 def evicted(world: World) -> None:
     """Somebody evicts the page."""
     world.fill(INDEX)
@@ -239,8 +250,9 @@ class Situation:
 _LOCK: Final = "__folio_lock_or_retry (mm/filemap.c); refault.fault.locks.lock_page_or_retry"
 _READ: Final = "filemap_fault, handle_userfault; refault.fault.handlers.handle_mm_fault"
 _FILL: Final = "filemap_fault (mm/filemap.c); refault.fault.handlers.fill_page"
-_ERROR: Final = "handle_userfault (mm/userfaultfd.c); refault.fault.handlers.fill_page"
+_ERROR: Final = "handle_userfault; refault.fault.handlers.fill_page"
 _ROOM: Final = "try_charge_memcg (mm/memcontrol.c); refault.fault.handlers.charge_page"
+_MONITOR: Final = "handle_userfault; refault.fault.userfault.handle_userfault"
 _PROTECTED: Final = "do_wp_page (mm/memory.c); refault.fault.handlers.finish_fault"
 _SIGNAL: Final = "userfaultfd_get_blocking_state; refault.fault.vmf.Fault.wait_state"
 _CHECK: Final = "sanitize_fault_flags (mm/memory.c); refault.fault.handlers.sanitize_fault"
@@ -248,6 +260,7 @@ _CHECK: Final = "sanitize_fault_flags (mm/memory.c); refault.fault.handlers.sani
 SITUATIONS: Final = (
     Situation("the page is present", present, nothing, _PROTECTED),
     Situation("the page is write-protected", protected, nothing, _PROTECTED),
+    Situation("a snapshot has not copied the page yet", snapshot, copied, _MONITOR),
     Situation("the vma is read-only", read_only, nothing, _CHECK),
     Situation("the page is locked (being evicted)", evicted, unlock, _LOCK),
     Situation("... and Ctrl-C is pending", interrupted(evicted, Signal.INTERRUPT), unlock, _LOCK),
@@ -391,8 +404,3 @@ def _then(flags: int, result: int, lock_kept: bool, task: Task) -> str:
         return "fail"
     assert lock_kept or result & VM_FAULT_COMPLETED
     return "done"
-
-
-def flags_of_retry(flags: int) -> int:
-    """The flags of the attempt after one that returned RETRY.  Source: `user_fault`."""
-    return flags | FAULT_FLAG_TRIED

@@ -18,6 +18,7 @@ import msgspec
 from refault import errors
 from refault.client import libc, registry
 from refault.client.interrupts import Interrupts
+from refault.client.lifeline import lifeline
 from refault.client.settings import read_settings
 from refault.client.spawn import spawn_pager
 from refault.errors import Error, KernelError, StoreError
@@ -78,6 +79,7 @@ class Connection:
         self._process = process
         self._opened = opened
         self._userfaultfd = opened.fd
+        self._lifeline: socket.socket | None = None
         self._waiting: set[socket.socket] = set()
         self._ended = False
 
@@ -103,7 +105,9 @@ class Connection:
             interrupt_slot=interrupts.slot,
             interrupt_handler=interrupts.handler if interrupts.slot else 0,
         )
-        self.call(message, [self._userfaultfd, interrupts.wakeup])
+        self._lifeline, theirs = lifeline()
+        with theirs:
+            self.call(message, [self._userfaultfd, interrupts.wakeup, theirs.fileno()])
 
     def call(self, request: messages.Request, fds: Sequence[int] = ()) -> messages.Done:
         """Ask, and wait for the answer with the GIL free.
@@ -262,8 +266,12 @@ class Connection:
         """Keep the descriptors until the process is gone, whatever becomes of this object."""
         with contextlib.suppress(OSError):
             self._control.detach()
+        if self._lifeline is not None:
+            self._lifeline.detach()
 
     def _close(self) -> None:
+        if self._lifeline is not None:
+            self._lifeline.close()
         self._control.close()
         fd, self._userfaultfd = self._userfaultfd, -1
         if fd >= 0:

@@ -198,7 +198,13 @@ def _install(
     length = mapped.map_length
     fixed = address != 0
     try:
-        address = libc.map_shared(fd, mapped.map_offset, length, writable=writable, address=address)
+        try:
+            address = libc.map_shared(
+                fd, mapped.map_offset, length, writable=writable, address=address
+            )
+        finally:
+            # First of all: requests need descriptors, too, and there may be no more.
+            os.close(fd)
         libc.dont_fork(address, length)
         connection.register(address, length)
         connection.call(messages.Attach(mapped.region, address, writable))
@@ -210,8 +216,6 @@ def _install(
         if address and not fixed:
             libc.unmap(address, length)
         raise
-    finally:
-        os.close(fd)
     return address
 
 

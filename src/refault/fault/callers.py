@@ -179,6 +179,8 @@ def user_fault(
         if vma is None:
             return FaultOutcome(0, attempts, task.signal_pending(), None)
         attempts += 1
+        if protected and attempts == 1:
+            vma.mapping.counters.write_protect_faults += 1
         vmf = Fault(machine, task, vma, vma.index_of(address), flags, protected)
         result = yield from handle_mm_fault(vmf)
         major |= result & VM_FAULT_MAJOR

@@ -88,7 +88,7 @@ def shrink_clean(machine: Machine, budget: Budget) -> bool:
 
 def _choose(budget: Budget, wanted: int) -> tuple[Mapping, list[int]] | None:
     """Units to evict next; None only if there is not one in all the mappings."""
-    mappings = _by_size(budget)
+    mappings = [mapping for mapping in _by_size(budget) if not mapping.reclaiming]
     for look_at in (LOOK_AT, None):
         for mapping in mappings:
             count = min(_batch(mapping), -(-wanted // mapping.page_size))
@@ -107,7 +107,9 @@ def reclaim(machine: Machine, budget: Budget, task: Task) -> Waits[None]:
     """Evict until twice the low mark is free: the background task of one budget.
 
     If there is nothing to evict it ends; whoever waits for room is woken as soon as a
-    unit is unlocked, unpinned or freed, and calls it again.
+    unit is unlocked, unpinned or freed, and calls it again.  While it waits for the
+    store of one of several mappings, another one may be called for the others: a slow
+    store must not delay another region.
 
     Parameters
     ----------
@@ -118,7 +120,7 @@ def reclaim(machine: Machine, budget: Budget, task: Task) -> Waits[None]:
     task
         The background task.
     """
-    budget.reclaiming = True
+    budget.reclaiming = mine = True
     try:
         while budget.limit is not None and not task.fatal_signal_pending():
             wanted = _room(budget) - (budget.limit - budget.usage)
@@ -126,14 +128,23 @@ def reclaim(machine: Machine, budget: Budget, task: Task) -> Waits[None]:
             if chosen is None:
                 return
             mapping, victims = chosen
-            failed = yield from evict_units(machine, mapping, victims, task, ghost=True)
-            if failed is not None:
-                pause = machine.write_failed(mapping, failed)
-                while pause.cooling and not task.fatal_signal_pending():
-                    yield Wait(pause.over, TaskState.KILLABLE, WaitReason.STORE_ERROR)
+            mapping.reclaiming = True
+            budget.reclaiming = mine = len(budget.mappings) == 1
+            try:
+                failed = yield from evict_units(machine, mapping, victims, task, ghost=True)
+                if failed is not None:
+                    pause = machine.write_failed(mapping, failed)
+                    while pause.cooling and not task.fatal_signal_pending():
+                        yield Wait(pause.over, TaskState.KILLABLE, WaitReason.STORE_ERROR)
+            finally:
+                mapping.reclaiming = False
+            if budget.reclaiming and not mine:
+                return
+            budget.reclaiming = mine = True
             yield RESCHEDULE
     finally:
-        budget.reclaiming = False
+        if mine:
+            budget.reclaiming = False
 
 
 def evict_units(
@@ -205,6 +216,15 @@ def wait_on_writeback(mapping: Mapping, indexes: list[int]) -> Waits[BaseExcepti
     return failed
 
 
+def _changed_and_locked(mapping: Mapping, indexes: list[int]) -> int | None:
+    """One of some units that is dirty or being written, and that somebody is about to evict."""
+    for index in indexes:
+        state = mapping.flags[index]
+        if state & PG_LOCKED and state & (PG_DIRTY | PG_WRITEBACK):
+            return index
+    return None
+
+
 def sync_units(
     machine: Machine, mapping: Mapping, first: int, last: int, task: Task
 ) -> Waits[BaseException | None]:
@@ -228,12 +248,8 @@ def sync_units(
     for at in range(0, len(indexes), batch):
         part = indexes[at : at + batch]
         yield from wait_on_writeback(mapping, part)
-        while any(mapping.flags[index] & PG_LOCKED for index in part):
-            for index in part:
-                if mapping.flags[index] & PG_LOCKED:
-                    yield Wait(mapping.page_queue(index), TaskState.KILLABLE, WaitReason.PAGE_LOCK)
-                    if task.fatal_signal_pending():
-                        return failed
+        while (held := _changed_and_locked(mapping, part)) is not None:
+            yield Wait(mapping.page_queue(held), TaskState.UNINTERRUPTIBLE, WaitReason.PAGE_LOCK)
         # A write that somebody began while we waited writes all that we must; a second one at the
         # same time could end first, and leave the older content in the store.
         begun = [index for index in part if mapping.flags[index] & PG_WRITEBACK]

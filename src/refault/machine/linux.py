@@ -29,7 +29,7 @@ from refault.errors import StoreError
 from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
 from refault.memory.mapping import Mapping, PageError
-from refault.memory.page import PG_SWAPPED
+from refault.memory.page import PG_SWAPPED, PG_WRITEBACK
 from refault.memory.vma import Vma
 from refault.stores.base import Store
 from refault.stores.swap import Swap
@@ -107,12 +107,20 @@ class LinuxMapping(Mapping):
         self.store = store
         self.swap = swap
         self.read_nowait = getattr(store, "read_nowait", None)
-        self.memfd = os.memfd_create(f"refault:{os.path.basename(self.name)[:200]}")
+        self.memfd = -1
         self.given_up: set[int] = set()
         self.write_pause: PageError | None = None
+        self.write_end: BaseException | None = None
         self.closed = False
         self.users = 0
-        self.resize_memfd()
+        try:
+            name = os.fsencode(os.path.basename(self.name))[:200]
+            self.memfd = os.memfd_create(f"refault:{os.fsdecode(name)}")
+            self.resize_memfd()
+        except BaseException:
+            self._leave_budgets()
+            self._close_memfd()
+            raise
 
     def enter(self) -> None:
         """A thread is about to use the memfd; `leave` follows in the loop."""
@@ -122,7 +130,7 @@ class LinuxMapping(Mapping):
         """A thread is done with the memfd."""
         self.users -= 1
         if self.closed and not self.users:
-            os.close(self.memfd)
+            self._close_memfd()
 
     def resize_memfd(self) -> None:
         """Make the memfd as large as the mapping, in whole pages."""
@@ -131,19 +139,28 @@ class LinuxMapping(Mapping):
     def close(self) -> None:
         """Give everything back; the memfd when the last thread is out of it."""
         self.closed = True
-        self.enter()
-        self.leave()
         self.swap.discard_all(self.number)
-        level: Budget | None = self.budget
         usage = self.budget.usage
         if usage:
             self.budget.uncharge(usage)
-        while level is not None:
-            level.mappings.remove(self)
-            level = level.parent
+        self._leave_budgets()
+        if not self.users:
+            self._close_memfd()
         close = getattr(self.store, "close", None)
         if close is not None:
             close()
+
+    def _leave_budgets(self) -> None:
+        level: Budget | None = self.budget
+        while level is not None:
+            level.mappings.remove(self)
+            level = level.parent
+
+    def _close_memfd(self) -> None:
+        # Not a number that soon is another memfd's.
+        memfd, self.memfd = self.memfd, -1
+        if memfd >= 0:
+            os.close(memfd)
 
 
 class Buffers:
@@ -289,7 +306,7 @@ class LinuxMachine:
                     run
                     and index == run[-1] + 1
                     and (len(run) + 1) * mapping.page_size <= RUN_BYTES
-                    and not (mapping.flags[index] | mapping.flags[run[0]]) & PG_SWAPPED
+                    and not (mapping.flags[index] ^ mapping.flags[run[0]]) & PG_SWAPPED
                 )
                 if run and not joins:
                     self._start_read(mapping, run)
@@ -312,7 +329,9 @@ class LinuxMachine:
         def work() -> None:
             with self.buffers.take() as whole, whole[:length] as view:
                 if swapped:
-                    mapping.swap.load((mapping.number, run[0]), view)
+                    for index in run:
+                        low, high = mapping.index_bytes(index)
+                        mapping.swap.load((mapping.number, index), view[low - start : high - start])
                 else:
                     mapping.store.read_into(start, view)
                 self._install(mapping, start, view)
@@ -320,7 +339,7 @@ class LinuxMachine:
         def done(_: None, error: BaseException | None) -> None:
             mapping.leave()
             if not mapping.closed:
-                mapping.counters.swap_reads += swapped
+                mapping.counters.swap_reads += len(run) if swapped else 0
                 mapping.counters.store_reads += not swapped
                 self._end_read(mapping, run, error)
 
@@ -357,6 +376,10 @@ class LinuxMachine:
             self._start_write(mapping, at, min(at + step, last))
 
     def _start_write(self, mapping: LinuxMapping, first: int, last: int) -> None:
+        if mapping.write_end is not None:
+            for index in range(first, last):
+                mapping.end_writeback(index, mapping.write_end)
+            return
         start = mapping.index_bytes(first)[0]
         length = mapping.index_bytes(last - 1)[1] - start
 
@@ -372,6 +395,8 @@ class LinuxMachine:
 
         def done(_: None, error: BaseException | None) -> None:
             mapping.leave()
+            if mapping.write_end is not None:
+                return
             counters = mapping.counters
             if error is None:
                 mapping.write_pause = None
@@ -385,6 +410,14 @@ class LinuxMachine:
 
         mapping.enter()
         self.services.submit(mapping, work, done)
+
+    def end_writes(self, mapping: LinuxMapping, error: BaseException) -> None:
+        """Wait for no write of a mapping any longer: all that run, and all to come, have failed."""
+        if mapping.write_end is None:
+            mapping.write_end = error
+            for index in range(mapping.pages):
+                if mapping.flags[index] & PG_WRITEBACK:
+                    mapping.end_writeback(index, error)
 
     # -- failures -------------------------------------------------------------
 

@@ -1,16 +1,20 @@
 """The simulated machine: memory, page tables and a store made of plain Python objects.
 
 It stands where the Linux machine stands, under the very same fault path.  A unit's
-content is one value; a read or a write of it takes two steps, between which
-anything else may happen; whether a read fails is decided by whoever drives it.
-What the kernel would do with a wrong order (show half a page, hand out zeros,
-let a write through that nobody sees) happens here too, and is reported as a
-`Violation`.
+content is one value.  A read of it begins when it is asked for and ends later; a
+write of it has two halves, since what is written may be taken from memory at any
+time in between.  Between these steps anything else may happen; whether one fails is
+decided by whoever drives them.  What the kernel would do with a wrong order (show half
+a page, hand out zeros, let a write through that nobody sees) happens here too, and is
+reported as a `Violation`.
+
+That a read begins at once hides nothing: from then on its unit has memory with half a
+page in it, which is the most that the budget can be asked for, and the worst
+that anybody could be shown.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -29,8 +33,11 @@ HALF: Final = "half a page"
 PAGE: Final = 4096
 
 
-class Violation(AssertionError):
-    """A promise was broken.  The message says which, and how."""
+class Violation(BaseException):
+    """A promise was broken.  The message says which, and how.
+
+    Not an `Exception`: no handler of the fault path may take it for a failure of the store.
+    """
 
 
 class Io:
@@ -39,7 +46,9 @@ class Io:
     Attributes
     ----------
     started
-        False until its first half has happened.
+        False until a write has taken what it writes from memory.
+    captured
+        What that was.
     """
 
     __slots__ = ("captured", "first", "last", "mapping", "started", "swap", "write")
@@ -50,7 +59,7 @@ class Io:
         self.last = last
         self.write = write
         self.swap = swap
-        self.started = False
+        self.started = not write
         self.captured: list[Any] = []
 
     @property
@@ -85,6 +94,8 @@ class SimulatedMachine:
         Reads and writes under way.
     cooling
         Errors whose pause is not over yet.
+    peak
+        The most bytes that had memory at once.
     """
 
     def __init__(
@@ -100,7 +111,7 @@ class SimulatedMachine:
         self.swapped: dict[tuple[int, int], Any] = {}
         self.cached: set[tuple[int, int]] = set()
         self.io: list[Io] = []
-        self.cooling: deque[PageError] = deque()
+        self.cooling: list[PageError] = []
         self.peak = 0
 
     # -- what threads do --------------------------------------------------------
@@ -174,6 +185,7 @@ class SimulatedMachine:
         """Begin to fill a unit, see `Machine.submit_read`."""
         swap = bool(mapping.flags[index] & PG_SWAPPED)
         self.io.append(Io(mapping, index, index + 1, write=False, swap=swap))
+        self._allocate(mapping, index, HALF)
 
     def submit_write(self, mapping: Mapping, first: int, last: int) -> None:
         """Begin to write units back, see `Machine.submit_write`."""
@@ -198,20 +210,17 @@ class SimulatedMachine:
     # -- what takes time ----------------------------------------------------------
 
     def advance(self, io: Io, failure: str = "") -> None:
-        """Let the next half of a read or write happen.
+        """Let a read end, or the next half of a write happen.
 
         Parameters
         ----------
         failure
-            For the second half: "" or why it fails: "error", "short", "permanent".
+            For an end: "" or why it fails: "error", "short", "permanent".
         """
         if not io.started:
             io.started = True
-            if io.write:
-                keys = ((io.mapping.number, index) for index in range(io.first, io.last))
-                io.captured = [self.memory.get(key, 0) for key in keys]
-            else:
-                self._allocate(io.mapping, io.first, HALF)
+            number = io.mapping.number
+            io.captured = [self.memory.get((number, at), 0) for at in range(io.first, io.last)]
             return
         self.io.remove(io)
         if io.write:
@@ -244,7 +253,7 @@ class SimulatedMachine:
         self.peak = max(self.peak, used)
         budget: Budget | None = mapping.budget
         while budget is not None:
-            if budget.limit is not None:
+            if budget.limit is not None and used > budget.limit:
                 mine = {charged.number for charged in budget.mappings}
                 held = sum(number in mine for number, _ in self.memory) * PAGE
                 if held > budget.limit:

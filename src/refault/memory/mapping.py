@@ -177,6 +177,7 @@ class Mapping:
         self.write_errors: dict[int, BaseException] = {}
         self.counters = Counters()
         self.protection: Protection | None = None
+        self.reclaiming = False
         limit = budget.limit if budget.limit is not None else None
         self.working_set = WorkingSet(self.pages if limit is None else limit // page_size)
         self.readahead = Readahead(page_size, limit) if readahead else None
@@ -199,6 +200,13 @@ class Mapping:
         pages = -(-size // self.page_size)
         self.flags.extend(bytes(pages - self.pages))
         self.pages = pages
+
+    def budget_changed(self) -> None:
+        """The limit of the budget is another one: so are the windows that follow from it."""
+        limit = self.budget.limit
+        self.working_set.max_ghosts = self.pages if limit is None else limit // self.page_size
+        if self.readahead is not None:
+            self.readahead = Readahead(self.page_size, limit)
 
     @property
     def resident(self) -> int:

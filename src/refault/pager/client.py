@@ -40,13 +40,14 @@ MESSAGES_AT_ONCE = 16
 class FaultTask(PagerTask):
     """A thread's fault that is being handled."""
 
-    __slots__ = ("address", "client", "duplicates", "key", "timer")
+    __slots__ = ("address", "client", "duplicates", "flags", "key", "timer")
 
-    def __init__(self, client: Client, key: tuple[int, int], address: int) -> None:
+    def __init__(self, client: Client, key: tuple[int, int], address: int, flags: int) -> None:
         super().__init__(client.pager.loop.scheduler, f"thread {key[0]}", client.fault_waits)
         self.client = client
         self.key = key
         self.address = address
+        self.flags = flags
         self.duplicates = 0
         self.timer: Any = None
 
@@ -83,6 +84,7 @@ class Client:
         self.pid = 0
         self.pidfd = -1
         self.wakeup = -1
+        self.lifeline = -1
         self.uffd: Userfaultfd | None = None
         self.mm: LinuxAddressSpace | None = None
         self.sys_path: list[str] = []
@@ -121,11 +123,12 @@ class Client:
                 continue
             handle(self, message, fds)
 
-    def hello(self, message: wire.Hello, uffd: int, wakeup: int) -> None:
+    def hello(self, message: wire.Hello, uffd: int, wakeup: int, lifeline: int) -> None:
         """The client has introduced itself."""
         self.pid = message.pid
         self.pidfd = os.pidfd_open(message.pid)
-        self.pager.guardian.guard(message.pid, self.pidfd, uffd)
+        self.lifeline = lifeline
+        self.pager.guardian.guard(message.pid, self.pidfd, uffd, lifeline)
         self.uffd = Userfaultfd(uffd)
         self.mm = LinuxAddressSpace(self.pager.budget, self.uffd)
         self.sys_path = message.sys_path
@@ -145,8 +148,8 @@ class Client:
 
     def on_faults(self, events: int) -> None:
         """Messages of the userfaultfd."""
-        uffd, mm = self.uffd, self.mm
-        assert uffd is not None and mm is not None
+        uffd = self.uffd
+        assert uffd is not None
         if events & (select.EPOLLHUP | select.EPOLLERR) and not events & select.EPOLLIN:
             self.end()
             return
@@ -161,22 +164,27 @@ class Client:
                 self.faults[key].duplicates += 1
                 continue
             self.pager.placement.follow(self.pid, tid)
-            task = FaultTask(self, key, address)
-            self.faults[key] = task
+            task = FaultTask(self, key, address, flags)
             if self.interrupts is not None and tid == self.pid and self.interrupts.is_pending():
                 task.signal = Signal.INTERRUPT
-            task.scheduler.spawn(
+            self.handle_fault(task)
+
+    def handle_fault(self, task: FaultTask) -> None:
+        """Begin to handle a fault."""
+        assert self.mm is not None
+        self.faults[task.key] = task
+        task.scheduler.spawn(
+            task,
+            user_fault(
+                self.pager.machine,
+                self.mm,
                 task,
-                user_fault(
-                    self.pager.machine,
-                    mm,
-                    task,
-                    address,
-                    write=bool(flags & (FAULT_WRITE | FAULT_WP)),
-                    protected=bool(flags & FAULT_WP),
-                ),
-                task.finished,
-            )
+                task.address,
+                write=bool(task.flags & (FAULT_WRITE | FAULT_WP)),
+                protected=bool(task.flags & FAULT_WP),
+            ),
+            task.finished,
+        )
 
     def fault_waits(self, task: PagerTask) -> None:
         """A fault has to wait: from now on its deadline counts."""
@@ -192,7 +200,12 @@ class Client:
     def fault_done(self, task: FaultTask, outcome: FaultOutcome | BaseException) -> None:
         """A fault has ended: deliver what has not been delivered yet."""
         del self.faults[task.key]
-        if self.gone or isinstance(outcome, BaseException):
+        if self.gone:
+            return
+        if isinstance(outcome, BaseException):
+            found = self.mm.find(task.address) if self.mm is not None else None
+            if found is not None:
+                self.deliver_error(task, found, f": a defect of refault: {outcome!r}")
             return
         vma = outcome.vma
         if vma is None:
@@ -289,6 +302,10 @@ class Client:
         if vma.detached or mapping.flags[index] & PG_UPTODATE:
             self.wake(page)
             return
+        if any(other.address & ~4095 == page for other in self.faults.values()):
+            # Another thread would go on with 0xFF, and no exception stops it: wait on.
+            self.handle_fault(FaultTask(self, task.key, task.address, task.flags))
+            return
         mapping.counters.given_up += 1
         mapping.given_up.add(index)
         os.pwrite(mapping.memfd, b"\xff" * 4096, page - vma.start + vma.offset)
@@ -366,7 +383,7 @@ class Client:
         if self.uffd is not None:
             pager.loop.remove(self.uffd.fd)
             self.uffd.close()
-        for fd in (self.pidfd, self.wakeup):
+        for fd in (self.pidfd, self.wakeup, self.lifeline):
             if fd >= 0:
                 os.close(fd)
         pager.client_gone()

@@ -12,7 +12,7 @@
 # socket whose other end the pager holds, with O_ASYNC and F_SETSIG, has SIGBUS sent on
 # hang-up.  But that also ends a program that would never have touched a page again, it says
 # nothing on stderr, and a thread that faults *inside a system call* does not get out: the kernel
-# tries such a fault again and again until the signal is SIGKILL.
+# tries such a fault again and again until the signal is SIGKILL.  So that is the last resort.
 #
 # So the pager forks before it has done anything.  The child holds a copy of every client's
 # userfaultfd, sleeps, and ends with the pager.  If the pager ends without saying so, the
@@ -32,7 +32,7 @@
 # there, so nothing can be noticed.  `flush`, `close` and the end of the program say that it is
 # lost.
 #
-# Who kills both processes gets what the kernel gives: threads sleep, until they are killed.
+# Against a death of both there is the client's lifeline (`refault.client.lifeline`).
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ class Guardian:
         """Readable when the guardian has ended; then call `ended`."""
         return self._socket.fileno()
 
-    def guard(self, pid: int, pidfd: int, userfaultfd: int) -> None:
+    def guard(self, pid: int, pidfd: int, userfaultfd: int, lifeline: int) -> None:
         """A client has come."""
         with contextlib.suppress(OSError):
-            socket.send_fds(self._socket, [b"%d" % pid], [pidfd, userfaultfd])
+            socket.send_fds(self._socket, [b"%d" % pid], [pidfd, userfaultfd, lifeline])
 
     def forget(self, pid: int) -> None:
         """A client is served no more."""
@@ -108,9 +108,10 @@ class Guardian:
 class Ward:
     """A client, seen from the guardian."""
 
-    def __init__(self, pid: int, pidfd: int, userfaultfd: int) -> None:
+    def __init__(self, pid: int, pidfd: int, userfaultfd: int, lifeline: int) -> None:
         self.pid = pid
         self.pidfd = pidfd
+        self.lifeline = lifeline
         self.userfaultfd = Userfaultfd(userfaultfd)
         self.doomed: float | None = None
         self._buffer = bytearray(16 * MESSAGE_SIZE)
@@ -145,8 +146,10 @@ class Ward:
             except KernelError:  # a kernel before 6.6
                 self._doom(f"touches address {address:#x} in thread {tid}")
                 continue
-            _say(f"thread {tid} of process {self.pid} touches a page that nobody brings; it gets"
-                 " SIGBUS")
+            _say(
+                f"thread {tid} of process {self.pid} touches a page that nobody brings; it gets"
+                " SIGBUS"
+            )
 
     def remind(self, now: float) -> None:
         """End a process that does not end by SIGBUS."""
@@ -158,6 +161,7 @@ class Ward:
     def close(self) -> None:
         os.close(self.pidfd)
         self.userfaultfd.close()
+        os.close(self.lifeline)
 
     def _doom(self, why: str) -> None:
         if self.doomed is None:
@@ -184,7 +188,7 @@ class Watch:
         while True:
             for fd, _ in self._poll(self._pager.fileno()).poll():
                 if fd == self._pager.fileno():
-                    packet, fds, _, _ = socket.recv_fds(self._pager, 64, 2)
+                    packet, fds, _, _ = socket.recv_fds(self._pager, 64, 3)
                     if not packet or packet == DISMISSED:
                         return bool(packet)
                     self._drop(int(packet))

@@ -19,6 +19,7 @@ from refault.stores.file import FileStore
 from refault.stores.fill import FillStore
 from refault.wire import messages as wire
 
+from .patience import Patience
 from .tasks import PagerTask
 
 if TYPE_CHECKING:
@@ -135,8 +136,8 @@ def _attached(request: Request, number: int) -> tuple[Region, Vma]:
 
 
 def _hello(request: Request, message: wire.Hello, fds: list[int]) -> None:
-    uffd, wakeup = fds
-    request.client.hello(message, uffd, wakeup)
+    uffd, wakeup, lifeline = fds
+    request.client.hello(message, uffd, wakeup, lifeline)
     request.answer(wire.Done())
 
 
@@ -172,11 +173,14 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
             from refault.stores.objects import ObjectStore, load_object
 
             lane = pager.loop.workers.lane(1)
-            loaded = yield from pager.in_thread(
-                lane,
-                lambda: ObjectStore(load_object(source.pickled, client.sys_path)),
-                task,
-            )
+            try:
+                loaded = yield from pager.in_thread(
+                    lane,
+                    lambda: ObjectStore(load_object(source.pickled, client.sys_path)),
+                    task,
+                )
+            finally:
+                lane.close()
             store, name = loaded, loaded.name
             if message.writable and not message.private and not loaded.writable:
                 raise UsageError(
@@ -501,12 +505,23 @@ def _shutdown(request: Request, message: wire.Shutdown, fds: list[int]) -> None:
     def work(task: PagerTask) -> Waits[wire.Reply]:
         for region in list(client.regions.values()):
             mapping = region.mapping
-            if not mapping.private and mapping.writable:
+            if mapping.private or not mapping.writable:
+                continue
+            stuck = StoreError(
+                f"{mapping.name}: takes no changes; the pager goes on without the program, for a"
+                " while, and says on stderr what became of them"
+            )
+            patience = Patience(
+                client.pager.loop, mapping, region.deadline, lambda why=stuck: request.fail(why)
+            )
+            try:
                 failed = yield from sync_units(
                     client.pager.machine, mapping, 0, mapping.pages, task
                 )
-                if failed is not None:
-                    raise StoreError(f"{mapping.name}: {failed}")
+            finally:
+                patience.cancel()
+            if failed is not None:
+                raise StoreError(f"{mapping.name}: {failed}")
         return wire.Done()
 
     request.run("shutdown", work)

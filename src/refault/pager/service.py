@@ -11,6 +11,7 @@ from refault.errors import StoreError, UsageError
 from refault.fault.reclaim import evict_units, reclaim, sync_units
 from refault.machine.linux import LinuxMachine, LinuxMapping, say
 from refault.memory.budget import Budget
+from refault.memory.page import PG_LOCKED, PG_WRITEBACK
 from refault.memory.vma import Vma
 from refault.memory.wait import Task, TaskState, Wait, WaitQueue, WaitReason, Waits
 from refault.stores.base import Store
@@ -18,6 +19,7 @@ from refault.stores.swap import Swap
 
 from .guardian import Guardian
 from .loop import Loop
+from .patience import Patience
 from .placement import Placement
 from .tasks import PagerTask
 from .workers import Lane
@@ -30,8 +32,6 @@ LARGEST_PAGE_SIZE = 2 << 20
 LANE_WIDTH = 8
 SWAP_SHARE = 4
 """Compressed pages may take one over so much of the machine's memory before they spill."""
-LAST_SECONDS = 60.0
-"""How long changed pages of a client that is gone are tried to be written."""
 
 
 class Region:
@@ -174,18 +174,24 @@ class Pager:
                 f"leave it out for {DEFAULT_PAGE_SIZE >> 10} KiB"
             )
         budget = Budget(self.usable(limit, page_size), self.budget)
-        mapping = LinuxMapping(
-            next(self.numbers),
-            name,
-            size,
-            page_size,
-            budget,
-            private=private,
-            writable=writable,
-            readahead=readahead,
-            store=store,
-            swap=self.swap,
-        )
+        try:
+            mapping = LinuxMapping(
+                next(self.numbers),
+                name,
+                size,
+                page_size,
+                budget,
+                private=private,
+                writable=writable,
+                readahead=readahead,
+                store=store,
+                swap=self.swap,
+            )
+        except (MemoryError, OverflowError) as error:
+            raise UsageError(
+                f"{name}: {size} bytes in pages of {page_size} are more than the pager can keep"
+                " account of; give a larger page_size, or open less at once"
+            ) from error
         self.lanes[mapping] = self.loop.workers.lane(LANE_WIDTH)
         self.references[mapping] = set()
         if key is not None:
@@ -238,14 +244,15 @@ class Pager:
 
     def adjust_budget(self, mapping: LinuxMapping) -> None:
         """Regions that share a mapping share its budget: the smallest one counts."""
+        # A region whose last changes are being written is referenced, and not in the list.
+        regions = (self.regions.get(number) for number in self.references[mapping])
         limits = [
-            limit
-            for number in self.references[mapping]
-            if (limit := self.regions[number].limit) is not None
+            region.limit for region in regions if region is not None and region.limit is not None
         ]
         wanted = self.usable(min(limits), mapping.page_size) if limits else None
         if wanted != mapping.budget.limit:
             mapping.budget.set_limit(wanted)
+            mapping.budget_changed()
             self.trim(mapping.budget)
 
     def trim(self, budget: Budget) -> None:
@@ -281,6 +288,7 @@ class Pager:
         try:
             yield from self._last_writeback(mapping, region, task)
         finally:
+            yield from self._until_idle(mapping)
             self.closing -= 1
             self.references[mapping].discard(region.number)
             if not self.references[mapping]:
@@ -290,7 +298,17 @@ class Pager:
         if mapping.private or not mapping.writable:
             return
         over: list[None] = []
-        timer = self.loop.call_later(region.deadline or LAST_SECONDS, lambda: over.append(None))
+
+        def time_over() -> None:
+            over.append(None)
+            pause = mapping.write_pause
+            text = f"the store has taken no change for {patience.seconds:g} s"
+            if len(self.references[mapping]) == 1:
+                self.machine.end_writes(mapping, pause.cause if pause else StoreError(text))
+            if pause is not None:
+                pause.cooled()
+
+        patience = Patience(self.loop, mapping, region.deadline, time_over)
         try:
             while True:
                 failed = yield from sync_units(self.machine, mapping, 0, mapping.pages, task)
@@ -310,10 +328,25 @@ class Pager:
                 while pause.cooling:
                     yield Wait(pause.over, TaskState.UNINTERRUPTIBLE, WaitReason.STORE_ERROR)
         finally:
-            timer.cancel()
+            patience.cancel()
+
+    def _until_idle(self, mapping: LinuxMapping) -> Waits[None]:
+        """Wait until nobody evicts units or writes them: the memfd's number will be another's.
+
+        Reads need no waiting.  They may take for ever, and keep the memfd open themselves.
+        """
+        while True:
+            for index in mapping.working_set:
+                if mapping.flags[index] & (PG_LOCKED | PG_WRITEBACK):
+                    queue = mapping.page_queue(index)
+                    break
+            else:
+                return
+            yield Wait(queue, TaskState.UNINTERRUPTIBLE, WaitReason.PAGE_LOCK)
 
     def _free(self, mapping: LinuxMapping) -> None:
-        del self.references[mapping], self.lanes[mapping]
+        del self.references[mapping]
+        self.lanes.pop(mapping).close()
         for key, shared in list(self.shared.items()):
             if shared is mapping:
                 del self.shared[key]
@@ -331,14 +364,14 @@ class Pager:
         if mapping.private or not mapping.writable:
             return
         failed = yield from sync_units(self.machine, mapping, first, last, task)
+        if failed is None and task.signal_pending():
+            failed = StoreError(f"{mapping.name}: cancelled; what is not written yet is kept")
         if failed is not None:
-            raise (
-                failed
-                if isinstance(failed, StoreError)
-                else StoreError(
-                    f"{mapping.name}: changed pages could not be written: {failed}; they are kept"
-                )
-            )
+            if isinstance(failed, StoreError):
+                raise failed
+            raise StoreError(
+                f"{mapping.name}: changed pages could not be written: {failed}; they are kept"
+            ) from failed
         flush = getattr(mapping.store, "flush", None)
         if flush is not None:
             yield from self.in_thread(self.lanes[mapping], flush, task)
@@ -363,7 +396,10 @@ class Pager:
         """Somebody killed the guardian; what it guards against has not happened."""
         self.loop.remove(self.guardian.fileno())
         self.guardian.ended()
-        say("the guardian of the pager has been killed; if the pager is killed too, programs hang")
+        say(
+            "the guardian of the pager has been killed; if the pager is killed too, programs that"
+            " use it get SIGBUS at once"
+        )
 
     def stop_if_idle(self) -> None:
         """End the loop if nobody needs us any more."""

@@ -44,13 +44,21 @@ class Lane:
         self.jobs: deque[Job] = deque()
         self.threads = 0
         self.idle = 0
+        self.closed = False
+
+    def close(self) -> None:
+        """No more work will come: let the threads end, each when it has nothing left to do."""
+        with self.lock:
+            self.closed = True
+            self.wakeup.notify_all()
 
     def submit(self, work: Callable[[], Any], done: Done) -> None:
         """Run `work` in a thread; then ``done(result, error)`` in the loop."""
         job = Job(work, done)
         with self.lock:
             self.jobs.append(job)
-            if self.idle:
+            # Idle threads that have been woken already are still counted, and so are their jobs.
+            if len(self.jobs) <= self.idle:
                 self.wakeup.notify()
                 return
             if self.threads >= self.width:
@@ -64,9 +72,9 @@ class Lane:
             with self.lock:
                 while not self.jobs:
                     self.idle += 1
-                    woken = self.wakeup.wait(IDLE_SECONDS)
+                    woken = not self.closed and self.wakeup.wait(IDLE_SECONDS)
                     self.idle -= 1
-                    if not woken and not self.jobs:
+                    if (self.closed or not woken) and not self.jobs:
                         self.threads -= 1
                         return
                 job = self.jobs.popleft()

@@ -78,11 +78,12 @@ class ObjectSource(msgspec.Struct, tag=True, frozen=True):
 
 
 class Hello(msgspec.Struct, tag=True, frozen=True):
-    """First message of a client.  fds: reply, userfaultfd, wakeup.
+    """First message of a client.  fds: reply, userfaultfd, wakeup, lifeline.
 
     `wakeup` is the reading end of a socket: the C-level signal handler of the
     client (`signal.set_wakeup_fd`) writes the numbers of arriving signals to
-    the other end, even while the thread is stuck in a page fault.
+    the other end, even while the thread is stuck in a page fault.  `lifeline` is
+    a socket that the pager and its guardian keep open until the client has ended.
     """
 
     pid: int

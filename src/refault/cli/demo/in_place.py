@@ -95,15 +95,16 @@ def make_file(path: str, count: int) -> np.int64:
 
 def check_file(path: str, count: int, tally: Tally) -> None:
     """Do with numpy alone what was done in place, and compare."""
-    file = np.load(path, mmap_mode="r")
-    for piece in range(PIECES):
-        start = piece * count
-        expected = numbers(piece, count)
-        expected *= 3
-        expected[-start % STEP :: STEP] = -1
-        if piece == SORTED:
-            expected.sort()
-        tally.compare(file[start : start + count], expected)
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        for piece in range(PIECES):
+            expected = numbers(piece, count)
+            expected *= 3
+            expected[-piece * count % STEP :: STEP] = -1
+            if piece == SORTED:
+                expected.sort()
+            tally.compare(np.fromfile(file, expected.dtype, count), expected)
 
 
 def _folder(directory: str) -> tempfile.TemporaryDirectory[str]:

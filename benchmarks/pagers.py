@@ -1,0 +1,59 @@
+"""What a benchmark wants to know of the pager process, or to change in it."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+
+from benchmarks.machine import resident_kib
+from refault.client import spawn
+from refault.client.connection import current
+from refault.memory import mapping
+from refault.memory.workingset import WorkingSet
+from refault.pager.__main__ import main
+
+__all__ = ["Fifo", "pager_memory", "pager_pid", "use_fifo_pager"]
+
+
+def pager_pid() -> int:
+    """Process id of the pager of this process; there is a region."""
+    connection = current()
+    assert connection is not None
+    return connection.pager
+
+
+def pager_memory() -> dict[str, float]:
+    """MiB of the pager, and of the pager and its guardian together.
+
+    Memory of regions is not in it: the pager does not map them.
+    """
+    pid = pager_pid()
+    own = resident_kib(pid)
+    children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    private = own["private"] + sum(resident_kib(int(child))["private"] for child in children)
+    return {"pager_mib": own["rss"] / 1024, "both_private_mib": private / 1024}
+
+
+class Fifo(WorkingSet):
+    """Plain first in, first out: no unit is better than another."""
+
+    __slots__ = ()
+
+    def __init__(self, max_ghosts: int) -> None:
+        super().__init__(0)
+
+    def remove(self, index: int, *, ghost: bool) -> None:
+        super().remove(index, ghost=False)
+
+
+def use_fifo_pager() -> None:
+    """Let the pager that this process will start evict by `Fifo`."""
+    spawn.COMMAND[:] = ["-P", "-m", "benchmarks.pagers"]
+
+
+if __name__ == "__main__":
+    # The pager, with its eviction replaced.
+    os.environ.pop("PYTHONSAFEPATH", None)
+    mapping.WorkingSet = Fifo  # type: ignore[misc]
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""Runs contenders in turn: A B A B, never all of A and then all of B."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+from benchmarks.model import Comparison, Missing, Sample
+
+__all__ = ["Outcome", "measure"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a comparison gave.
+
+    Attributes
+    ----------
+    samples
+        Of each contender, one per round.
+    missing
+        Why a contender has none.
+    """
+
+    comparison: Comparison
+    samples: dict[str, list[Sample]]
+    missing: dict[str, str]
+
+
+def measure(comparison: Comparison, rounds: int, *, warm_up: bool) -> Outcome:
+    """Run all contenders `rounds` times, in turn.
+
+    Parameters
+    ----------
+    warm_up
+        Whether a round that is not counted comes first: it has the guest's memory, the
+        page cache and the interpreter's files touched.
+    """
+    samples: dict[str, list[Sample]] = {one.name: [] for one in comparison.contenders}
+    missing: dict[str, str] = {}
+    for number in range(-1 if warm_up else 0, rounds):
+        for one in comparison.contenders:
+            if one.name in missing:
+                continue
+            _progress(f"{comparison.title}: round {number + 1} of {rounds}: {one.name}")
+            try:
+                sample = one.run()
+            except Missing as error:
+                missing[one.name] = str(error)
+            except Exception as error:
+                # One that fails does not take the others' figures away.
+                missing[one.name] = f"FAILED: {type(error).__name__}: {error}"
+            else:
+                if number >= 0:
+                    samples[one.name].append(sample)
+    _progress("")
+    return Outcome(comparison, {name: samples[name] for name in samples if name not in missing}, missing)
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text[:100]}", end="", file=sys.stderr, flush=True)

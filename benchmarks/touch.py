@@ -1,0 +1,137 @@
+"""Touching pages from several threads at once, at next to no cost.
+
+`Toucher` calls ``touch.c`` through ctypes, which gives the GIL up: the threads fault at the same
+time, and the time of every single touch is taken without Python.  Without a compiler numpy does it:
+``take``, and indexing with an array, give the GIL up as well, but then there are no
+times of single touches.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.compiler import build
+from benchmarks.model import Missing
+
+__all__ = ["OPERATIONS", "Offsets", "Touched", "Toucher", "shuffled", "spread_offsets"]
+
+OPERATIONS = {"read": 0, "write": 1, "read-modify-write": 2}
+
+Offsets = npt.NDArray[np.uint64]
+
+
+class Touched(NamedTuple):
+    """What touching took.
+
+    Attributes
+    ----------
+    ns
+        From the first thread's begin to the last one's end.
+    each
+        The same for each thread.
+    latencies
+        Of every touch, thread after thread; None without a compiler.
+    """
+
+    ns: int
+    each: list[int]
+    latencies: npt.NDArray[np.uint32] | None
+
+
+def shuffled(count: int, step: int, seed: int = 5) -> Offsets:
+    """Offsets 0, step, 2 * step, ... in random order."""
+    return np.random.default_rng(seed).permutation(count).astype(np.uint64) * np.uint64(step)
+
+
+def spread_offsets(units: int, step: int, count: int, seed: int = 5) -> Offsets:
+    """Offsets of `count` units, spread evenly over `units`, in random order."""
+    return shuffled(count, units // count * step, seed)
+
+
+class Toucher:
+    """Touches places of one array.
+
+    Parameters
+    ----------
+    array
+        Contiguous.
+    words
+        How many words of 8 bytes are touched at each place.
+    """
+
+    def __init__(self, array: npt.NDArray[Any], words: int = 1) -> None:
+        self.array = array.reshape(-1).view(np.uint64)
+        self.words = words
+        try:
+            self.function = ctypes.CDLL(str(build("touch.c"))).touch
+        except Missing:
+            self.function = None
+        else:
+            pointer, word = ctypes.c_void_p, ctypes.c_uint64
+            self.function.argtypes = [pointer, pointer, word, ctypes.c_int, word, pointer]
+            self.function.restype = word
+
+    def touch(self, offsets: Offsets, operation: str = "read", *, record: bool = True) -> Touched:
+        """Touch in this thread."""
+        return self.touch_in_threads([offsets], operation, record=record)
+
+    def touch_in_threads(
+        self, parts: Sequence[Offsets], operation: str = "read", *, record: bool = True
+    ) -> Touched:
+        """Touch in as many threads as there are parts; the first one is the caller."""
+        parts = [np.ascontiguousarray(part) for part in parts]
+        # Written once, so that storing times faults nowhere.
+        latencies = [np.ones(len(part) if record else 0, np.uint32) for part in parts]
+        times = [(0, 0)] * len(parts)
+        barrier = threading.Barrier(len(parts))
+
+        def work(number: int) -> None:
+            barrier.wait()
+            begin = time.perf_counter_ns()
+            self._run(parts[number], operation, latencies[number] if record else None)
+            times[number] = begin, time.perf_counter_ns()
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(1, len(parts))]
+        for thread in threads:
+            thread.start()
+        work(0)
+        for thread in threads:
+            thread.join()
+        return Touched(
+            max(end for _, end in times) - min(begin for begin, _ in times),
+            [end - begin for begin, end in times],
+            np.concatenate(latencies) if record and self.function is not None else None,
+        )
+
+    def _run(
+        self, offsets: Offsets, operation: str, latencies: npt.NDArray[np.uint32] | None
+    ) -> None:
+        if self.function is None:
+            self._run_numpy(offsets, operation)
+            return
+        self.function(
+            self.array.ctypes.data,
+            offsets.ctypes.data,
+            len(offsets),
+            OPERATIONS[operation],
+            self.words,
+            None if latencies is None else latencies.ctypes.data,
+        )
+
+    def _run_numpy(self, offsets: Offsets, operation: str) -> None:
+        places = (offsets >> np.uint64(3)).astype(np.intp)
+        places = (places[:, None] + np.arange(self.words)).reshape(-1)
+        if operation == "read":
+            np.take(self.array, places, mode="clip", out=np.zeros(len(places), np.uint64))
+        elif operation == "write":
+            self.array[places] = places.astype(np.uint64)
+        else:
+            for place in places:
+                self.array[place] += 1

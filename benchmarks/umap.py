@@ -1,0 +1,83 @@
+"""UMap's own programs, if they are installed: ``--umap DIR``.  Nothing of UMap is in here.
+
+They are run on our files with ``--noinit``, so that what they do before they measure is the same.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import subprocess
+
+from benchmarks.model import Contender, Missing, Sample, Settings
+
+__all__ = ["umap_faults", "umap_sort"]
+
+SECONDS = 1800.0
+PROGRAMS = {
+    "read": "pfbenchmark-read",
+    "write": "pfbenchmark-write",
+    "read-modify-write": "pfbenchmark-readmodifywrite",
+}
+
+
+def umap_faults(
+    settings: Settings,
+    operation: str,
+    *,
+    pages: int,
+    buffer: int,
+    threads: int,
+    path: pathlib.Path,
+) -> Contender:
+    """pfbenchmark, 4 KiB pages, shuffled; `path` holds the word number in every word."""
+
+    def run() -> Sample:
+        words = ["--noinit", "--shuffle", "-p", str(pages), "-t", str(threads), "-f", str(path)]
+        text = _run(settings, PROGRAMS[operation], words, page=4096, buffer=buffer)
+        # "umap,shuffle,read,THREADS,UFFD THREADS,NANOSECONDS"
+        found = re.findall(r"^umap,.*,(\d+)$", text, re.MULTILINE)
+        if not found:
+            raise Missing(f"UMap printed no time: {text[-200:]!r}")
+        return {"us": int(found[-1]) / 1000}
+
+    return Contender("UMap", run)
+
+
+def umap_sort(settings: Settings, *, size: int, buffer: int, page: int, path: pathlib.Path) -> Sample:
+    """umapsort with one thread."""
+    words = ["--noinit", "-p", str(size // page), "-t", "1", "-f", str(path)]
+    text = _run(settings, "umapsort", words, page=page, buffer=buffer // page)
+    # It says microseconds, and divides nanoseconds by a million.
+    found = re.search(r"Sort took ([\d.]+)", text)
+    if found is None:
+        raise Missing(f"UMap printed no time: {text[-200:]!r}")
+    return {"sort": float(found[1]) / 1000}
+
+
+def _run(settings: Settings, program: str, words: list[str], *, page: int, buffer: int) -> str:
+    if settings.umap is None:
+        raise Missing("not measured: no --umap DIR")
+    places = [settings.umap / "bin" / program, settings.umap / program]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise Missing(f"not measured: no {program} in {settings.umap}")
+    libraries = os.pathsep.join(str(settings.umap / name) for name in ("lib", "lib64"))
+    environment = os.environ | {
+        "UMAP_PAGESIZE": str(page),
+        "UMAP_BUFSIZE": str(buffer),
+        "LD_LIBRARY_PATH": libraries,
+    }
+    done = subprocess.run(
+        [str(found), *words],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        raise Missing(f"{program} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    return done.stdout
