@@ -93,9 +93,7 @@ def _settings(arguments: argparse.Namespace) -> Iterator[Settings]:
         rounds = arguments.rounds or (1 if arguments.quick else 5)
         settings = Settings(rounds, arguments.quick, data, tmpfs, arguments.umap)
         if arguments.cpu is not None:
-            settings = Settings(
-                rounds, arguments.quick, data, tmpfs, arguments.umap, arguments.cpu
-            )
+            settings = Settings(rounds, arguments.quick, data, tmpfs, arguments.umap, arguments.cpu)
         yield settings
 
 

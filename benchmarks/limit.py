@@ -48,9 +48,7 @@ def limit(
         numbers = [str(number) for number in (unit, units, touches, warm, threads)]
         command = [str(build("limit.c")), mode, *numbers, handler, where, where]
         command += [str(path)] if path is not None else []
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SECONDS, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
         if done.returncode:
             raise Missing(done.stderr.strip() or f"limit ended with {done.returncode}")
         found: dict[str, float] = json.loads(done.stdout)

@@ -102,6 +102,8 @@ class Comparison:
         The first one is plotted, and its ratios are printed.
     baseline
         Name of the contender that the others' ratios are printed against.
+    once
+        One round is enough: what is counted is the same every time.
     series
         For a growth curve: the x value of each contender, by its name.
     """
@@ -113,3 +115,4 @@ class Comparison:
     baseline: str | None = None
     series: Mapping[str, float] = dataclasses.field(default_factory=dict)
     x_label: str = ""
+    once: bool = False

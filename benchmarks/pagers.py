@@ -55,5 +55,6 @@ def use_fifo_pager() -> None:
 if __name__ == "__main__":
     # The pager, with its eviction replaced.
     os.environ.pop("PYTHONSAFEPATH", None)
-    mapping.WorkingSet = Fifo  # type: ignore[misc]
+    # Not by assignment: the name is not one that the module offers.
+    vars(mapping)["WorkingSet"] = Fifo
     sys.exit(main(sys.argv[1:]))

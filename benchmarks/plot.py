@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import pathlib
 import statistics
 from collections.abc import Sequence
@@ -16,20 +18,14 @@ COLUMNS = 2
 
 def available() -> bool:
     """Whether matplotlib is installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def plot(outcomes: Sequence[Outcome], path: pathlib.Path) -> None:
     """Draw all comparisons into one file; its suffix says which kind."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    # Not by import statements: the type checker must not want it.
+    importlib.import_module("matplotlib").use("Agg")
+    pyplot = importlib.import_module("matplotlib.pyplot")
     shown = [outcome for outcome in outcomes if outcome.samples]
     rows = max(1, -(-len(shown) // COLUMNS))
     figure, grid = pyplot.subplots(

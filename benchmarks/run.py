@@ -36,6 +36,8 @@ def measure(comparison: Comparison, rounds: int, *, warm_up: bool) -> Outcome:
         Whether a round that is not counted comes first: it has the guest's memory, the
         page cache and the interpreter's files touched.
     """
+    if comparison.once:
+        rounds, warm_up = 1, False
     samples: dict[str, list[Sample]] = {one.name: [] for one in comparison.contenders}
     missing: dict[str, str] = {}
     for number in range(-1 if warm_up else 0, rounds):
@@ -54,7 +56,8 @@ def measure(comparison: Comparison, rounds: int, *, warm_up: bool) -> Outcome:
                 if number >= 0:
                     samples[one.name].append(sample)
     _progress("")
-    return Outcome(comparison, {name: samples[name] for name in samples if name not in missing}, missing)
+    kept = {name: found for name, found in samples.items() if name not in missing}
+    return Outcome(comparison, kept, missing)
 
 
 def _progress(text: str) -> None:

@@ -9,9 +9,10 @@ times of single touches.
 from __future__ import annotations
 
 import ctypes
+import functools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +56,18 @@ def spread_offsets(units: int, step: int, count: int, seed: int = 5) -> Offsets:
     return shuffled(count, units // count * step, seed)
 
 
+@functools.cache
+def _library() -> Callable[..., int] | None:
+    try:
+        function = ctypes.CDLL(str(build("touch.c"))).touch
+    except Missing:
+        return None
+    pointer, word = ctypes.c_void_p, ctypes.c_uint64
+    function.argtypes = [pointer, pointer, word, ctypes.c_int, word, pointer]
+    function.restype = word
+    return function
+
+
 class Toucher:
     """Touches places of one array.
 
@@ -69,14 +82,7 @@ class Toucher:
     def __init__(self, array: npt.NDArray[Any], words: int = 1) -> None:
         self.array = array.reshape(-1).view(np.uint64)
         self.words = words
-        try:
-            self.function = ctypes.CDLL(str(build("touch.c"))).touch
-        except Missing:
-            self.function = None
-        else:
-            pointer, word = ctypes.c_void_p, ctypes.c_uint64
-            self.function.argtypes = [pointer, pointer, word, ctypes.c_int, word, pointer]
-            self.function.restype = word
+        self.function = _library()
 
     def touch(self, offsets: Offsets, operation: str = "read", *, record: bool = True) -> Touched:
         """Touch in this thread."""

@@ -45,8 +45,10 @@ def umap_faults(
     return Contender("UMap", run)
 
 
-def umap_sort(settings: Settings, *, size: int, buffer: int, page: int, path: pathlib.Path) -> Sample:
-    """umapsort with one thread."""
+def umap_sort(
+    settings: Settings, *, size: int, buffer: int, page: int, path: pathlib.Path
+) -> Sample:
+    """Sort with one thread, by UMap's umapsort."""
     words = ["--noinit", "-p", str(size // page), "-t", "1", "-f", str(path)]
     text = _run(settings, "umapsort", words, page=page, buffer=buffer // page)
     # It says microseconds, and divides nanoseconds by a million.

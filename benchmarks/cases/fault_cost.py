@@ -1,7 +1,7 @@
 """What one page fault costs: one thread, file in the page cache, shuffled reads.
 
-Compared with the bare C loop of ``limit.c``, which reads the same file with ``pread`` for every page
-and runs the same loop of touches.  Each unit is touched once, so every touch is a fault.
+Compared with the bare C loop of ``limit.c``, which reads the same file with ``pread`` for every
+page and runs the same loop of touches.  Each unit is touched once, so every touch is a fault.
 
 Placement: "pinned" is the yardstick.  The C loop's handler is bound to the faulting CPU.  Of
 refault only the faulting thread is bound, after the pager has started, and the pager is left
@@ -15,6 +15,7 @@ Neither evicts; `resident` is larger than what is touched.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from benchmarks.child import contender
@@ -34,55 +35,58 @@ CASES = [(4 << 10, 1.5, 16384, 1024), (64 << 10, 1.2, 8192, 512), (1 << 20, None
 
 def comparisons(settings: Settings) -> Iterator[Comparison]:
     for unit, goal, full, quick in CASES:
-        touches = settings.size(full, quick)
-        before = touches // 8
-        units = touches + before
-        path = numbers_file(settings.data, unit * units)
-        warm(path)
+        yield _comparison(settings, unit, goal, settings.size(full, quick))
 
-        def bare(
-            name: str, mode: str, cpu: int | None, handler: str = "process", *, file: bool = True
-        ) -> Contender:
-            return limit(
-                name,
-                mode,
-                unit=unit,
-                units=units,
-                touches=touches,
-                warm=before,
-                path=path if file else None,
-                handler=handler,
-                cpu=cpu,
-            )
 
-        def ours(name: str, cpu: int | None) -> Contender:
-            return contender(
-                name,
-                fault,
-                path=str(path),
-                unit=unit,
-                touches=touches,
-                warm_touches=before,
-                cpu=cpu,
-            )
+def _comparison(settings: Settings, unit: int, goal: float | None, touches: int) -> Comparison:
+    before = touches // 8
+    units = touches + before
+    path = numbers_file(settings.data, unit * units)
+    warm(path)
 
-        pinned = "C copy, pinned"
-        yield Comparison(
-            f"fault cost, units of {unit >> 10} KiB",
-            [
-                ours("refault, pinned", settings.cpu),
-                bare(pinned, "copy", settings.cpu),
-                bare("C fill, pinned", "fill", settings.cpu),
-                bare("C copy, pinned, thread", "copy", settings.cpu, "thread"),
-                bare("C copy, no file, pinned", "copy", settings.cpu, file=False),
-                bare("C continue, pinned", "continue", settings.cpu, file=False),
-                ours("refault, free", None),
-                bare("C copy, free", "copy", None),
-            ],
-            [*MEASURES, Measure("same_cpu", "", 0)],
-            [Goal("refault, pinned", "us", pinned, at_most=goal)] if goal is not None else [],
-            baseline=pinned,
+    def bare(
+        name: str, mode: str, cpu: int | None, handler: str = "process", *, file: bool = True
+    ) -> Contender:
+        return limit(
+            name,
+            mode,
+            unit=unit,
+            units=units,
+            touches=touches,
+            warm=before,
+            path=path if file else None,
+            handler=handler,
+            cpu=cpu,
         )
+
+    def ours(name: str, cpu: int | None) -> Contender:
+        return contender(
+            name,
+            fault,
+            path=str(path),
+            unit=unit,
+            touches=touches,
+            warm_touches=before,
+            cpu=cpu,
+        )
+
+    pinned = "C copy, pinned"
+    return Comparison(
+        f"fault cost, units of {unit >> 10} KiB",
+        [
+            ours("refault, pinned", settings.cpu),
+            bare(pinned, "copy", settings.cpu),
+            bare("C fill, pinned", "fill", settings.cpu),
+            bare("C copy, pinned, thread", "copy", settings.cpu, "thread"),
+            bare("C copy, no file, pinned", "copy", settings.cpu, file=False),
+            bare("C continue, pinned", "continue", settings.cpu, file=False),
+            ours("refault, free", None),
+            bare("C copy, free", "copy", None),
+        ],
+        [*MEASURES, Measure("same_cpu", "", 0)],
+        [Goal("refault, pinned", "us", pinned, at_most=goal)] if goal is not None else [],
+        baseline=pinned,
+    )
 
 
 def fault(
@@ -99,7 +103,7 @@ def fault(
     offsets = spread_offsets(units, unit, units)
     toucher.touch(offsets[:warm_touches])
     done = toucher.touch(offsets[warm_touches:])
-    same = processor_of(pager_pid()) == cpu
+    same = processor_of(pager_pid()) == processor_of(os.getpid())
     found = {"us": done.ns / 1000 / touches, "same_cpu": float(same)}
     faults = refault.region(array).statistics().faults
     if faults < units:

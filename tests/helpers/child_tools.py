@@ -1,7 +1,7 @@
 """For the code in child processes: stores that misbehave on demand, and signals from outside.
 
-Handed to a child with ``run_child(files=FILES)``: there it is the module
-`child_tools`, and the pager of the child can import it as well.
+With ``run_child(env=ENVIRONMENT)`` a child can import `helpers`, and the pager of the child can
+as well.
 
 A thread that is stuck in a page fault holds the GIL, so the child cannot send
 itself a signal then.  `Signals` is another process that does.
@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 __all__ = [
-    "FILES",
+    "ENVIRONMENT",
     "Blocking",
     "Failing",
     "Flaky",
@@ -32,7 +32,10 @@ __all__ = [
     "content",
 ]
 
-FILES = {"child_tools.py": pathlib.Path(__file__).read_text()}
+TESTS = str(pathlib.Path(__file__).parents[1])
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join([TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])
+}
 
 PERIOD = 251
 _TABLE = bytes(1 + i % PERIOD for i in range((2 << 20) + PERIOD))

@@ -1,6 +1,6 @@
 """Does the same to an array of refault and to a `numpy.memmap` of a copy of the file.
 
-For the code in child processes: ``run_child(files=FILES)`` makes it the module `twins`.
+For the code in child processes, see `helpers.child_tools`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ import numpy.typing as npt
 
 import refault
 
-__all__ = ["FILES", "data", "same", "twins"]
-
-FILES = {"twins.py": pathlib.Path(__file__).read_text()}
+__all__ = ["data", "same", "twins"]
 
 DICE = np.random.default_rng(25)
 
@@ -32,7 +30,7 @@ def same(ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> None:
     assert (ours.dtype, ours.shape, ours.strides) == (theirs.dtype, theirs.shape, theirs.strides)
     for flag in ("C_CONTIGUOUS", "F_CONTIGUOUS", "WRITEABLE", "ALIGNED"):
         assert ours.flags[flag] == theirs.flags[flag], flag
-    assert ours.tobytes("A") == theirs.tobytes("A")
+    assert ours.tobytes("A") == theirs.tobytes("A"), ours.dtype
 
 
 def views(x: npt.NDArray[Any], seed: int) -> Iterator[npt.NDArray[Any]]:

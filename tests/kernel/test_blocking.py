@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from helpers.child import Result, run_child
-from helpers.child_tools import FILES
+from helpers.child_tools import ENVIRONMENT
 from helpers.userfaultfd import needs_userfaultfd
 
 pytestmark = [needs_userfaultfd, pytest.mark.userfaultfd, pytest.mark.usefixtures("nothing_left")]
@@ -26,7 +26,7 @@ def gate(tmp_path: pathlib.Path) -> str:
 
 def run(code: object, *args: str, timeout: float = 15) -> Result:
     assert callable(code)
-    done = run_child(code, timeout=timeout, args=args, files=FILES)
+    done = run_child(code, timeout=timeout, args=args, env=ENVIRONMENT)
     print(done.stdout, end="")
     return done
 
@@ -37,9 +37,8 @@ def ctrl_c(gate: str) -> None:
     import statistics
     import time
 
-    import child_tools
-
     import refault
+    from helpers import child_tools
 
     size, unit = 1 << 20, 8192
     store = child_tools.Keeping(size, gate)
@@ -98,9 +97,8 @@ def while_it_is_read(gate: str) -> None:
     import signal
     import time
 
-    import child_tools
-
     import refault
+    from helpers import child_tools
 
     size, unit = 4 << 20, 4096
     x = refault.open(
@@ -142,9 +140,8 @@ def shared_page(gate: str) -> None:
     import threading
     import time
 
-    import child_tools
-
     import refault
+    from helpers import child_tools
 
     size, unit = 1 << 20, 8192
     x = refault.open(
@@ -186,9 +183,8 @@ def late_signals(gate: str) -> None:
     import signal
     import time
 
-    import child_tools
-
     import refault
+    from helpers import child_tools
 
     size, unit = 4 << 20, 4096
     x = refault.open(
@@ -198,7 +194,7 @@ def late_signals(gate: str) -> None:
     region = refault.region(quick)
     right = child_tools.content(0, size)
     with child_tools.Signals() as signals:
-        for turn in range(100):
+        for turn in range(60):
             signals.order(0.005, signal.SIGINT, times=3)
             end = time.monotonic() + 0.025
             caught = 0
@@ -237,9 +233,8 @@ def own_handler(gate: str, when: str, kind: str) -> None:
     import signal
     import time
 
-    import child_tools
-
     import refault
+    from helpers import child_tools
 
     size, unit = 1 << 20, 4096
     arrived = []
@@ -284,7 +279,6 @@ def own_handler(gate: str, when: str, kind: str) -> None:
             loop.add_signal_handler(signal.SIGINT, lambda: None)
             touches()
 
-        handler = None
         asyncio.run(main())
     else:
         if when == "after":
@@ -295,9 +289,7 @@ def own_handler(gate: str, when: str, kind: str) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("kind", ["flag", "ignored"])
-def test_nothing_is_given_up_for_a_handler_that_may_return(
-    gate: str, when: str, kind: str
-) -> None:
+def test_nothing_is_given_up_for_a_handler_that_may_return(gate: str, when: str, kind: str) -> None:
     run(own_handler, gate, when, kind)
 
 
@@ -311,9 +303,8 @@ def in_asyncio(gate: str) -> None:
     import signal
     import time
 
-    import child_tools
-
     import refault
+    from helpers import child_tools
 
     size = 1 << 20
     store = child_tools.Blocking(size, gate)
@@ -372,9 +363,8 @@ def in_populate(gate: str) -> None:
     import signal
     import time
 
-    import child_tools
-
     import refault
+    from helpers import child_tools
 
     size = 1 << 20
     x = refault.open(child_tools.Blocking(size, gate), dtype="u1", shape=size, page_size=4096)
@@ -416,9 +406,8 @@ def handlers_in_c(gate: str, report: str) -> None:
     import signal
     import time
 
-    import child_tools
-
     import refault
+    from helpers import child_tools
 
     size = 1 << 20
     x = refault.open(child_tools.Blocking(size, gate), dtype="u1", shape=size, page_size=4096)
@@ -456,10 +445,10 @@ def beside(gate: str, path: str) -> None:
     import threading
     import time
 
-    import child_tools
     import numpy as np
 
     import refault
+    from helpers import child_tools
 
     size, unit = 8 << 20, 4096
     free = 4 << 20
@@ -510,7 +499,7 @@ def beside(gate: str, path: str) -> None:
     protected = timed(write, range(0, unit * 300, unit))
     assert region.statistics().dirty == 300 * unit
     # A thread that waits for the GIL beside one that holds it in a touch, which then ends.
-    turns = []
+    turns: list[None] = []
 
     def python() -> None:
         while len(turns) < 1000:

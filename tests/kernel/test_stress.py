@@ -21,7 +21,7 @@ from helpers.userfaultfd import needs_userfaultfd
 
 pytestmark = [needs_userfaultfd, pytest.mark.userfaultfd, pytest.mark.slow]
 
-SECONDS = float(os.environ.get("REFAULT_STRESS_SECONDS", "3"))
+SECONDS = float(os.environ.get("REFAULT_STRESS_SECONDS", "2.5"))
 SEED = int(os.environ.get("REFAULT_STRESS_SEED", "0")) or secrets.randbits(32)
 MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 SIZE = 2 << 30 if MEMORY > 8 << 30 else 256 << 20
@@ -34,6 +34,7 @@ def stress(path: str, mode: str, size: str, resident: str, seconds: str, seed: s
     import concurrent.futures
     import random
     import time
+    from typing import Any
 
     import numpy as np
 
@@ -53,7 +54,7 @@ def stress(path: str, mode: str, size: str, resident: str, seconds: str, seed: s
     theirs = plain[: groups * threads * stripe].reshape(groups, threads, stripe)
     end = time.monotonic() + float(seconds)
 
-    def work(number: int) -> int:
+    def work(number: int, ours: Any, theirs: Any) -> int:
         dice = random.Random(int(seed) + number)
         bytes_ = np.random.default_rng(int(seed) + number)
         done = 0
@@ -91,7 +92,7 @@ def stress(path: str, mode: str, size: str, resident: str, seconds: str, seed: s
         return done
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        done = sum(pool.map(work, range(threads)))
+        done = sum(pool.map(work, range(threads), [ours] * threads, [theirs] * threads))
     seen = region.statistics()
     step = 16 << 20
     for at in range(0, length, step):
@@ -113,7 +114,7 @@ def stress(path: str, mode: str, size: str, resident: str, seconds: str, seed: s
         f"{done} operations, {seen.faults} faults, {seen.evictions} evictions,"
         f" {seen.refaults} refaults, at most {seen.max_attempts} tries"
     )
-    assert done > 100
+    assert done > 50
     assert seen.evictions > 100, seen
 
 

@@ -16,9 +16,8 @@ from collections.abc import Sequence
 import msgspec
 
 from refault import errors
-from refault.client import libc, registry
+from refault.client import libc, lifeline, registry
 from refault.client.interrupts import Interrupts
-from refault.client.lifeline import lifeline
 from refault.client.settings import read_settings
 from refault.client.spawn import spawn_pager
 from refault.errors import Error, KernelError, StoreError
@@ -105,9 +104,11 @@ class Connection:
             interrupt_slot=interrupts.slot,
             interrupt_handler=interrupts.handler if interrupts.slot else 0,
         )
-        self._lifeline, theirs = lifeline()
+        self._lifeline, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             self.call(message, [self._userfaultfd, interrupts.wakeup, theirs.fileno()])
+        if not lifeline.arm(self._lifeline):
+            raise self._end()
 
     def call(self, request: messages.Request, fds: Sequence[int] = ()) -> messages.Done:
         """Ask, and wait for the answer with the GIL free.

@@ -17,25 +17,33 @@
 # other threads, does not hear it; the kernel lets such a fault end for SIGKILL only.
 #
 # The owner of the socket is a process, not a descriptor: a forked child that keeps a copy
-# open is not meant.  The pager must not let go of its end while we hold ours: so ours is
-# closed first.
+# open is not meant.  The pager must not let go of its end while ours is armed: so it is armed
+# when the pager has it, and closed before anything else.
 
 from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
 import socket
 
-__all__ = ["lifeline"]
+__all__ = ["arm"]
 
 F_SETSIG = 10
 
 
-def lifeline() -> tuple[socket.socket, socket.socket]:
-    """Return our end, and the one for the pager."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+def arm(ours: socket.socket) -> bool:
+    """Have the kernel send us SIGBUS when nobody holds the other end any more.
+
+    Returns
+    -------
+    bool
+        Whether somebody does; a hang-up that has been is not signalled.
+    """
     fcntl.fcntl(ours, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(ours, F_SETSIG, signal.SIGBUS)
     fcntl.fcntl(ours, fcntl.F_SETFL, fcntl.fcntl(ours, fcntl.F_GETFL) | os.O_ASYNC)
-    return ours, theirs
+    poll = select.poll()
+    poll.register(ours, 0)
+    return not poll.poll(0)

@@ -447,7 +447,9 @@ class LinuxMachine:
             self.services.call_later(seconds, error.cooled)
             then = f"try {error.tries} failed, the next one is in {seconds:.2g} s"
         if error.permanent or error.tries & (error.tries - 1) == 0:
-            say(f"{what}: {type(cause).__name__}: {cause}; {then}")
+            # A `StoreError` names store, offset and cause itself.
+            told = isinstance(cause, StoreError)
+            say(f"{cause}; {then}" if told else f"{what}: {type(cause).__name__}: {cause}; {then}")
 
     def wake_reclaim(self, budget: Budget) -> None:
         """Start background reclaim, see `Machine.wake_reclaim`."""

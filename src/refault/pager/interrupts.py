@@ -78,4 +78,4 @@ class Interrupts:
                 arrived, handler = ENTRY.unpack(found)
         except (OSError, struct.error):
             return False
-        return arrived == 1 and handler == self.handler
+        return bool(arrived == 1 and handler == self.handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import socket
@@ -512,7 +513,7 @@ def _shutdown(request: Request, message: wire.Shutdown, fds: list[int]) -> None:
                 " while, and says on stderr what became of them"
             )
             patience = Patience(
-                client.pager.loop, mapping, region.deadline, lambda why=stuck: request.fail(why)
+                client.pager.loop, mapping, region.deadline, functools.partial(request.fail, stuck)
             )
             try:
                 failed = yield from sync_units(

@@ -11,7 +11,7 @@ from refault.errors import StoreError, UsageError
 from refault.fault.reclaim import evict_units, reclaim, sync_units
 from refault.machine.linux import LinuxMachine, LinuxMapping, say
 from refault.memory.budget import Budget
-from refault.memory.page import PG_LOCKED, PG_WRITEBACK
+from refault.memory.page import PG_LOCKED, PG_UPTODATE, PG_WRITEBACK
 from refault.memory.vma import Vma
 from refault.memory.wait import Task, TaskState, Wait, WaitQueue, WaitReason, Waits
 from refault.stores.base import Store
@@ -377,14 +377,35 @@ class Pager:
             yield from self.in_thread(self.lanes[mapping], flush, task)
 
     def grow(self, mapping: LinuxMapping, size: int, task: Task) -> Waits[None]:
-        """The file of a shared mapping has become longer since it was first opened."""
+        """The file of a shared mapping has become longer since it was first opened.
+
+        Its last unit may be in memory, with zeros where the file had ended: it must go first.
+
+        Raises
+        ------
+        StoreError, UsageError
+            It cannot go.
+        """
         tail = mapping.pages - 1
-        failed = yield from evict_units(self.machine, mapping, [tail], task, ghost=False)
-        if failed is not None:
-            raise StoreError(f"{mapping.name}: cannot grow: {failed}")
-        mapping.store.size = size  # type: ignore[misc]
-        mapping.grow(size)
-        mapping.resize_memfd()
+        while mapping.size % mapping.page_size and mapping.flags[tail] & (PG_UPTODATE | PG_LOCKED):
+            if tail in mapping.pins:
+                raise UsageError(
+                    f"{mapping.name} has grown, and what was its last page is pinned: release the "
+                    f"pin, then open it again"
+                )
+            failed = yield from evict_units(self.machine, mapping, [tail], task, ghost=False)
+            if failed is not None:
+                raise StoreError(f"{mapping.name}: cannot grow: {failed}")
+            if mapping.flags[tail] & (PG_LOCKED | PG_WRITEBACK):
+                yield Wait(mapping.page_queue(tail), TaskState.INTERRUPTIBLE, WaitReason.PAGE_LOCK)
+            if task.signal_pending():
+                raise StoreError(f"{mapping.name}: cannot grow: it was cancelled")
+        if mapping not in self.references:
+            raise StoreError(f"{mapping.name}: was closed meanwhile; open it again")
+        if size > mapping.size:
+            mapping.store.size = size  # type: ignore[misc]
+            mapping.grow(size)
+            mapping.resize_memfd()
 
     # -- life -----------------------------------------------------------------
 

@@ -7,10 +7,10 @@ through the fault path that serves real faults.
 from refault.machine.simulated import SimulatedMachine as SimulatedMachine
 from refault.machine.simulated import Violation as Violation
 
-from .explorer import Exploration as Exploration
+from .exploration import Exploration as Exploration
+from .exploration import replay as replay
 from .explorer import explore as explore
-from .explorer import explore_random as explore_random
-from .explorer import replay as replay
+from .randomly import explore_random as explore_random
 from .scenario import Op as Op
 from .scenario import Scenario as Scenario
 from .scenario import load as load

@@ -1,118 +1,31 @@
-"""Runs a scenario in every order, or in very many.
+"""Runs a scenario in every order of its steps.
 
 The generators of the fault path cannot be copied.  So a state is remembered by the
 steps that lead to it, and to come back to it they are made again from the beginning;
 they always lead to the same place.  States that were seen before are not
-explored again.
+explored again; `fingerprint` says which are the same.
 """
 
 from __future__ import annotations
 
-import random
 import time
-from collections import deque
+from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
+from refault.machine.simulated import Violation
+
+from .exploration import BROKEN, Exploration, forget, run_to, words
+from .fingerprint import fingerprint
+from .promises import check, check_end
 from .scenario import Scenario
 from .world import Step, World
 
-__all__ = ["Exploration", "explore", "explore_random", "replay"]
+__all__ = ["explore"]
 
-LONGEST = 5000
+KEEP_ALIVE = 2000
+"""How many new states are kept as they are, so that their first step needs no way to them."""
 
-
-@dataclass
-class Exploration:
-    """What an exploration found.
-
-    Attributes
-    ----------
-    scenario
-        What was explored.
-    schedules
-        How many complete runs (or runs into a state already seen) were made.
-    states
-        How many different states were seen.
-    steps
-        How many steps were made, repetitions included.
-    seconds
-        How long it took.
-    complete
-        Whether every order was covered.
-    violation
-        What went wrong, or "".
-    schedule
-        The choices that lead there; for `replay`.
-    seed
-        Of the random schedule that found it.
-    attempts
-        How often each number of tries per fault occurred.
-    ends
-        How threads ended, and how often.
-    """
-
-    scenario: Scenario
-    schedules: int = 0
-    states: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-    complete: bool = False
-    violation: str = ""
-    schedule: list[Step] = field(default_factory=list)
-    seed: int | None = None
-    attempts: dict[int, int] = field(default_factory=dict)
-    ends: dict[str, int] = field(default_factory=dict)
-
-    def count(self, world: World) -> None:
-        """Enter a run that ended."""
-        for thread in world.threads:
-            self.ends[thread.end] = self.ends.get(thread.end, 0) + 1
-
-    def count_tries(self, world: World) -> None:
-        """Enter the faults that ended in the last step, or run."""
-        for tries in world.attempts:
-            self.attempts[tries] = self.attempts.get(tries, 0) + 1
-
-    def report(self) -> str:
-        """The schedule that failed, step by step."""
-        if not self.violation:
-            return ""
-        lines, _ = replay(self.scenario, self.schedule)
-        seed = f", seed {self.seed}" if self.seed is not None else ""
-        return "\n".join([f"VIOLATION in {self.scenario.name}{seed}: {self.violation}", *lines])
-
-
-def replay(scenario: Scenario, schedule: list[Step]) -> tuple[list[str], str]:
-    """Run one schedule again.
-
-    Returns
-    -------
-    list of str, str
-        What happened, a line each; and the violation at its end, or "".
-    """
-    lines: list[str] = []
-    world = World(scenario)
-    world.trace = lines.append
-    try:
-        for number, step in enumerate(schedule, 1):
-            lines.append(f"{number:3}. {world.label(step)}")
-            world.perform(step)
-            lines.append(world.describe())
-            world.check()
-        if not world.steps():
-            world.check_end()
-    except AssertionError as error:
-        return [*lines, f"     => {error}"], str(error)
-    return lines, ""
-
-
-def _run(scenario: Scenario, schedule: list[Step]) -> World:
-    world = World(scenario)
-    for step in schedule:
-        world.perform(step)
-    world.attempts.clear()
-    return world
+PROGRESS_SECONDS = 0.2
 
 
 def explore(
@@ -126,6 +39,9 @@ def explore(
     States are visited in the order of their distance from the beginning, each once; so the first
     violation that is found has the shortest schedule there is.
 
+    When all states are known, one more promise is checked: from each of them an end can still be
+    reached.  A state without that is a trap, in which threads go on for ever and get nowhere.
+
     Parameters
     ----------
     scenario
@@ -133,130 +49,109 @@ def explore(
     max_states
         Stop after so many states; `Exploration.complete` is False then.
     progress
-        Called now and then.
+        Called now and then; what it raises ends the exploration.
 
     Returns
     -------
     Exploration
     """
     found = Exploration(scenario)
-    began = time.perf_counter()
-    first = World(scenario)
-    seen = {first.fingerprint()}
-    # A state is remembered as the step that led to it and the state before: (step, parent).
-    queue: deque[_Node] = deque([_Node(None, None)])
+    graph = _Graph()
+    began = told = time.perf_counter()
+    seen = {fingerprint(World(scenario)): 0}
+    live: dict[int, World] = {}
     schedule: list[Step] = []
+    node = 0
     try:
-        while queue:
-            node = queue.popleft()
-            path = node.path()
-            world = _run(scenario, path)
+        while node < len(graph.parents):
+            path = graph.path(node)
+            world = live.pop(node, None) or run_to(scenario, path)
             steps = world.steps()
             if not steps:
                 schedule = path
-                world.check_end()
+                check_end(world)
                 found.schedules += 1
-                found.count(world)
+                graph.ends.append(node)
             for number, step in enumerate(steps):
                 if number:
-                    world = _run(scenario, path)
+                    world = run_to(scenario, path)
                 found.steps += len(path) + 1
                 schedule = [*path, step]
                 world.perform(step)
-                world.check()
-                found.count_tries(world)
-                state = world.fingerprint()
-                if state in seen:
+                found.count(world, schedule)
+                state = fingerprint(world)
+                known = seen.get(state)
+                if known is None:
+                    check(world)
+                    seen[state] = new = graph.add(node, step)
+                    if len(live) < KEEP_ALIVE:
+                        forget(world)
+                        live[new] = world
+                else:
                     found.schedules += 1
-                    continue
-                seen.add(state)
-                queue.append(_Node(step, node))
-            found.states, found.seconds = len(seen), time.perf_counter() - began
+                    graph.join(node, known)
+            node += 1
             if max_states is not None and len(seen) >= max_states:
-                return found
-            if progress is not None:
+                break
+            if progress is not None and time.perf_counter() - told > PROGRESS_SECONDS:
+                told = time.perf_counter()
+                found.states, found.seconds = len(seen), told - began
                 progress(found)
-        found.complete = True
-    except AssertionError as error:
-        found.violation, found.schedule = str(error) or repr(error), schedule
+        else:
+            trap = graph.trap()
+            if trap is not None:
+                schedule = graph.path(trap)
+                raise Violation("from here on no end can be reached any more")
+            found.complete = True
+    except BROKEN as error:
+        found.violation, found.schedule = words(error), schedule
         found.schedules += 1
     found.states, found.seconds = len(seen), time.perf_counter() - began
     return found
 
 
-class _Node:
-    __slots__ = ("parent", "step")
+class _Graph:
+    """The states, numbered in the order they were found, and the ways between them."""
 
-    def __init__(self, step: Step | None, parent: _Node | None) -> None:
-        self.step = step
-        self.parent = parent
+    def __init__(self) -> None:
+        self.parents = array("l", [-1])
+        self.steps: list[Step] = [("", 0)]
+        self.sources = array("l")
+        self.targets = array("l")
+        self.ends: list[int] = []
 
-    def path(self) -> list[Step]:
+    def add(self, source: int, step: Step) -> int:
+        """A new state."""
+        self.parents.append(source)
+        self.steps.append(step)
+        self.join(source, len(self.parents) - 1)
+        return len(self.parents) - 1
+
+    def join(self, source: int, target: int) -> None:
+        """A step leads from one state to another."""
+        self.sources.append(source)
+        self.targets.append(target)
+
+    def path(self, node: int) -> list[Step]:
+        """The steps from the beginning to a state."""
         steps: list[Step] = []
-        node = self
-        while node.parent is not None and node.step is not None:
-            steps.append(node.step)
-            node = node.parent
+        while node:
+            steps.append(self.steps[node])
+            node = self.parents[node]
         steps.reverse()
         return steps
 
-
-def explore_random(
-    scenario: Scenario,
-    schedules: int,
-    *,
-    seed: int = 0,
-    priorities: bool = False,
-    progress: Callable[[Exploration], None] | None = None,
-) -> Exploration:
-    """Run a scenario in many random orders.
-
-    Parameters
-    ----------
-    schedules
-        How many.
-    seed
-        Schedule number `i` is drawn with ``seed + i``: that number repeats it.
-    priorities
-        Draw priorities that change now and then instead of single steps: finds orders in
-        which somebody is held up for long.
-
-    Returns
-    -------
-    Exploration
-    """
-    found = Exploration(scenario)
-    began = time.perf_counter()
-    for number in range(schedules):
-        rng = random.Random(seed + number)
-        world = World(scenario)
-        path: list[Step] = []
-        weights: dict[Step, float] = {}
-        try:
-            while steps := world.steps():
-                if len(path) >= LONGEST:
-                    raise AssertionError(f"still going on after {LONGEST} steps")
-                if not priorities:
-                    step = steps[int(rng.random() * len(steps))]
-                else:
-                    if rng.random() < 0.05:
-                        weights.clear()
-                    step = max(steps, key=lambda s: weights.setdefault(s, rng.random()))
-                path.append(step)
-                world.perform(step)
-            world.check()
-            world.check_end()
-        except AssertionError as error:
-            found.violation, found.schedule = str(error) or repr(error), path
-            found.seed = seed + number
-        found.schedules += 1
-        found.steps += len(path)
-        found.count(world)
-        found.count_tries(world)
-        if found.violation:
-            break
-        if progress is not None and not number & 0xFF:
-            found.seconds = time.perf_counter() - began
-            progress(found)
-    found.seconds = time.perf_counter() - began
-    return found
+    def trap(self) -> int | None:
+        """The first state from which no end can be reached; None if there is none."""
+        before: list[list[int]] = [[] for _ in self.parents]
+        for source, target in zip(self.sources, self.targets, strict=True):
+            before[target].append(source)
+        good = bytearray(len(self.parents))
+        todo = list(self.ends)
+        while todo:
+            node = todo.pop()
+            if not good[node]:
+                good[node] = 1
+                todo.extend(before[node])
+        bad = good.find(0)
+        return None if bad < 0 else bad

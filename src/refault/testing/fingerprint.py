@@ -5,8 +5,9 @@ too much in it the same future is explored again and again, with too little some
 What is left out, and why that hides nothing:
 
 * *Values.*  The fault path moves contents and never looks at them, so only which of the places
-  that a page's content can be in (store, swap, memory, on its way out, before image, what it
-  should be) hold the same value matters; each page's values are numbered in that order.
+  that a page's content can be in (store, swap, memory, on its way out, at the instant of a
+  snapshot, what it should be) hold the same value matters, and which is older; so each
+  page's values are numbered by age.
 * *Order* of the ready tasks, of reads and writes under way, of pauses, of what is still to be
   evicted, unmapped or signalled, and of tasks in one wait queue: any of them may be next.
 * *Dead variables* of sleeping generators, see `liveness`.  ``attempts``, ``major`` and ``reason``
@@ -24,6 +25,7 @@ told apart by any later step, so skipping the second one of two equal states ski
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import FrameType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fingerprint", "frames", "queue_names"]
 
-_COUNTED = frozenset({"attempts", "major", "ahead"})
+_COUNTED = frozenset({"attempts", "major", "ahead", "began"})
 _PLAIN = (int, str, type(None))
 
 
@@ -72,6 +74,7 @@ def fingerprint(world: World) -> int:
         (
             bytes(flags & ~PG_ACTIVE for flags in mapping.flags),
             (tuple(order.inactive), tuple(order.active), tuple(order.ghosts)) if limited else None,
+            values.truth,
             values.contents(),
             tuple(tuple(sorted(machine.tables[vma].items())) for vma in world.vmas),
             frozenset(
@@ -107,6 +110,8 @@ def fingerprint(world: World) -> int:
             world.protections,
             tuple(map(len, world.read_failures.values())),
             world.write_failures,
+            world.flushes,
+            None if world.goal is None else values.each(world.goal),
             None
             if protection is None
             else (
@@ -119,22 +124,36 @@ def fingerprint(world: World) -> int:
 
 
 class _Values:
-    """Numbers for contents: for each page 0 is what it should hold, and so on."""
+    """Numbers for contents: 0 is the oldest that a page has anywhere."""
 
     def __init__(self, world: World) -> None:
-        self.world = world
-        self.names: list[dict[Any, int]] = [{value: 0} for value in world.truth]
+        self.machine = world.machine
+        found: list[set[Any]] = [{value} for value in world.truth]
+        for place in (self.machine.memory, self.machine.stored, self.machine.swapped):
+            for (_, page), value in place.items():
+                found[page].add(value)
+        for io in self.machine.io:
+            for at, value in enumerate(io.captured):
+                found[io.first + at].add(value)
+        for page, value in enumerate(world.goal or ()):
+            found[page].add(value)
+        if world.protection is not None:
+            for page in world.protection.units:
+                found[page].add(world.instant[page])
+        self.names = [
+            {value: at for at, value in enumerate(sorted(values - {HALF, 0}))} | {HALF: -1, 0: -2}
+            for values in found
+        ]
+        self.truth = tuple(self.name(page, value) for page, value in enumerate(world.truth))
 
     def name(self, page: int, value: Any) -> int:
-        if value == HALF:
-            return -1
-        if value == 0:
-            return -2
-        names = self.names[page]
-        return names.setdefault(value, len(names))
+        return self.names[page][value]
+
+    def each(self, values: Sequence[Any]) -> tuple[int, ...]:
+        return tuple(self.name(page, value) for page, value in enumerate(values))
 
     def contents(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        machine = self.world.machine
+        machine = self.machine
         return tuple(
             tuple((page, self.name(page, value)) for (_, page), value in sorted(place.items()))
             for place in (machine.memory, machine.stored, machine.swapped)

@@ -49,10 +49,37 @@ class Transition(NamedTuple):
 
 TRANSITIONS: Final = (
     Transition("absent", "lock", "locked", "a fault"),
+    Transition("locked", "unlock", "absent", "a fault that must wait or fail; an eviction"),
+    Transition("locked", "read begins", "reading", "a fault"),
+    Transition("reading", "read ends", "clean", "the store or swap"),
+    Transition("reading", "read fails", "absent", "the store or swap"),
+    Transition("locked", "filled at once", "clean, locked", "a fault"),
+    Transition("clean", "lock", "clean, locked", "an eviction; a fault that waited for one"),
+    Transition("clean, locked", "unlock", "clean", "a fault"),
+    Transition("clean", "made dirty", "dirty", "a write fault"),
+    Transition("clean, locked", "made dirty", "dirty, locked", "a write fault"),
+    Transition("clean", "dropped", "absent", "a fault that needs room"),
+    Transition("clean, locked", "dropped", "locked", "an eviction"),
+    Transition("dirty", "lock", "dirty, locked", "an eviction; a fault that waited for one"),
+    Transition("dirty, locked", "unlock", "dirty", "a fault; an eviction whose write failed"),
+    Transition("dirty, locked", "write begins", "writing, locked", "an eviction"),
+    Transition("writing, locked", "write ends", "clean, locked", "the store or swap"),
+    Transition("writing, locked", "write fails", "dirty, locked", "the store or swap"),
+    Transition("dirty", "write begins", "writing", "a flush"),
+    Transition("writing", "write ends", "clean", "the store or swap"),
+    Transition("writing", "write fails", "dirty", "the store or swap"),
+    Transition("writing", "made dirty", "writing, changed", "a write fault"),
+    Transition("writing, changed", "write ends", "dirty", "the store or swap"),
+    Transition("writing, changed", "write fails", "dirty", "the store or swap"),
 )
 """Every row."""
 
-_ALLOWED: Final = {(row.before, row.event): row.after for row in TRANSITIONS}
+_ALLOWED: Final = {
+    (PAGE_STATES[row.before], row.event): (PAGE_STATES[row.after], row) for row in TRANSITIONS
+}
+
+
+_NEVER: Final = (-1, TRANSITIONS[0])
 
 
 def state_name(flags: int) -> str:
@@ -72,17 +99,25 @@ class WatchedMapping(Mapping):
     Attributes
     ----------
     seen
-        Rows of `TRANSITIONS` that happened, as (state before, event).
+        Rows of `TRANSITIONS` that happened.
     """
 
-    seen: set[tuple[str, str]]
+    seen: set[Transition] | None = None
     inside = False
 
+    def watch(self, seen: set[Transition]) -> None:
+        """From now on enter every change in `seen`."""
+        self.seen = seen
+
     def _check(self, index: int, event: str, before: int) -> None:
-        row = (state_name(before), event)
-        after = state_name(self.flags[index])
-        if _ALLOWED.get(row) != after:
-            raise Violation(f"page {index}: {event}: from {row[0]} to {after}")
+        if self.seen is None:
+            return
+        flags = self.flags[index]
+        after, row = _ALLOWED.get((before & COUNTS, event), _NEVER)
+        if after != flags & COUNTS:
+            raise Violation(
+                f"page {index}: {event}, while it was {state_name(before)}; now {state_name(flags)}"
+            )
         self.seen.add(row)
 
     def trylock_page(self, index: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping as MappingOf
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -76,6 +77,8 @@ class Scenario:
         How many writes fail, at any time.
     evictions
         Each is a set of pages that somebody evicts, at any time.
+    flushes
+        How many times somebody writes back all that is dirty, at any time.
     protections
         How many times somebody write-protects all pages to copy each before it is
         written, at any time.
@@ -103,6 +106,7 @@ class Scenario:
     read_failures: MappingOf[int, tuple[str, ...]] = field(default_factory=dict)
     write_failures: int = 0
     evictions: tuple[tuple[int, ...], ...] = ()
+    flushes: int = 0
     protections: int = 0
     releases: bool = False
     unmaps: tuple[int, ...] = ()
@@ -110,6 +114,7 @@ class Scenario:
     policy: RetryPolicy = RetryPolicy.MULTIPLE
     allowed: frozenset[str] | None = None
 
+    @functools.cached_property
     def ends(self) -> frozenset[str]:
         """How threads may end."""
         if self.allowed is not None:

@@ -1,101 +1,75 @@
 """One run of a scenario: what can happen next, and what it does.
 
 A step is one of: a thread executes an operation; a task of the pager runs to its next
-wait; one half of a read or write happens; a pause ends; and whatever the scenario
+wait; a read ends, or one half of a write happens; a pause ends; and whatever the scenario
 lets happen at any time.  Between two steps everything is at rest, so that is
-where the promises are checked.
+where the promises are checked; see `promises`.
+
+What a page holds is a number: which page it is, and how often it had been written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from types import FrameType, GeneratorType
 from typing import Any, Final, TypeAlias
 
 from refault.fault import gup
 from refault.fault.callers import FaultOutcome, user_fault
 from refault.fault.gup import Foll
-from refault.fault.reclaim import evict_units, reclaim
+from refault.fault.reclaim import evict_units, reclaim, sync_units
 from refault.fault.results import VM_FAULT_ERROR, VM_FAULT_SIGBUS
-from refault.fault.vmf import Fault
 from refault.machine.simulated import PAGE, SimulatedMachine, Violation
 from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
 from refault.memory.mapping import Mapping
-from refault.memory.page import (
-    PG_DIRTY,
-    PG_LOCKED,
-    PG_READING,
-    PG_SWAPPED,
-    PG_UPTODATE,
-    PG_WRITEBACK,
-    page_flag_names,
-)
+from refault.memory.page import PG_DIRTY, PG_SWAPPED, PG_UPTODATE
 from refault.memory.protection import Protection
-from refault.memory.rwsem import RwSemaphore
 from refault.memory.vma import Vma
-from refault.memory.wait import Signal, Task, TaskState, Wait, Waits
+from refault.memory.wait import Signal, TaskState, Wait, Waits
 
+from .page_states import Transition, WatchedMapping
 from .scenario import Op, Scenario
+from .tasks import SimulatedTask, WatchedLock
 
-__all__ = ["Step", "World"]
+__all__ = ["SimulatedThread", "Step", "World", "content", "content_words"]
 
-SPIN_LIMIT = 24
-
+SPIN_LIMIT: Final = 24
 
 Step: TypeAlias = tuple[str, int]
 """Something that can happen next: what, and to which."""
 
 
-class _Lock(RwSemaphore):
-    """A vma lock that notices a task which takes it again and again without waiting."""
-
-    __slots__ = ("taken",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.taken = 0
-
-    def down_read_trylock(self) -> bool:
-        self.taken += 1
-        if self.taken > SPIN_LIMIT:
-            raise Violation(f"V4: {self.taken} tries, and nothing was waited for")
-        return super().down_read_trylock()
+def content(page: int, version: int) -> int:
+    """What a page holds after it was written so many times."""
+    return (page << 20) + version + 1
 
 
-class _Task(Task):
-    __slots__ = ("done", "generator", "waiting", "world")
-
-    def __init__(self, world: World, name: str) -> None:
-        super().__init__(name)
-        self.world = world
-        self.generator: Generator[Wait, None, Any] | None = None
-        self.done: Callable[[Any], None] | None = None
-        self.waiting: Wait | None = None
-
-    def wake(self) -> None:
-        self.waiting = None
-        self.world.ready.append(self)
-
-    def send_signal(self, signal: Signal) -> None:
-        super().send_signal(signal)
-        wait = self.waiting
-        if wait is not None and wait.queue is not None and self.interrupted(wait.state):
-            wait.queue.tasks.remove(self)
-            self.wake()
+def content_words(value: Any) -> str:
+    """A page's content in words."""
+    if not isinstance(value, int):
+        return str(value)
+    if value == 0:
+        return "zeros"
+    page, version = divmod(value - 1, 1 << 20)
+    return f"page {page} as written {version} times"
 
 
-class _Thread:
-    __slots__ = (
-        "asleep",
-        "end",
-        "faults",
-        "number",
-        "ops",
-        "pc",
-        "signal",
-        "vma",
-    )
+class SimulatedThread:
+    """A thread of the program.
+
+    Attributes
+    ----------
+    pc
+        The number of its next operation.
+    asleep
+        Units ``[first, last)`` whose mapping wakes it; None: it runs.
+    faults
+        Tasks that work for it, by page; -1 for a request.
+    end
+        How it ended, or "".
+    """
+
+    __slots__ = ("asleep", "end", "faults", "number", "ops", "pc", "signal", "vma")
 
     def __init__(self, number: int, ops: tuple[Op, ...], vma: Vma) -> None:
         self.number = number
@@ -103,7 +77,7 @@ class _Thread:
         self.vma = vma
         self.pc = 0
         self.asleep: tuple[int, int] | None = None
-        self.faults: dict[int, _Task] = {}
+        self.faults: dict[int, SimulatedTask] = {}
         self.signal: Signal | None = None
         self.end = ""
 
@@ -115,6 +89,9 @@ class World:
     ----------
     scenario
         What to run.
+    watch
+        Whether every change of a page's state is looked at; False: not before
+        `watch_pages`; None: never.
 
     Attributes
     ----------
@@ -122,21 +99,32 @@ class World:
         To look at.
     attempts
         How many tries each fault took that has ended.
+    ended
+        How threads ended, in the order they did.
+    writer_waits
+        For every unmap that got the lock: how many steps it waited.
+    transitions
+        Rows of `page_states.TRANSITIONS` that were seen.
     trace
         Called with a line for everything noteworthy, if set.
     """
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, *, watch: bool | None = True) -> None:
         self.scenario = scenario
         self.trace: Callable[[str], None] | None = None
-        self.ready: list[_Task] = []
-        self.tasks: set[_Task] = set()
+        self.ready: list[SimulatedTask] = []
+        self.tasks: set[SimulatedTask] = set()
+        self.current: SimulatedTask | None = None
+        self.steps_made = 0
         self.attempts: list[int] = []
+        self.ended: list[str] = []
+        self.writer_waits: list[int] = []
+        self.transitions: set[Transition] = set()
         self.machine = SimulatedMachine(self._woken, self._reclaim)
         limit = scenario.budget * PAGE if scenario.budget is not None else None
         budget = Budget(limit)
         self.mm = AddressSpace(budget)
-        self.mapping = Mapping(
+        self.mapping = (Mapping if watch is None else WatchedMapping)(
             1,
             "object",
             scenario.pages * PAGE,
@@ -148,39 +136,48 @@ class World:
         )
         self.vmas = [self._add_vma(number) for number in range(scenario.vmas)]
         self.threads = [
-            _Thread(number, ops, self.vmas[number % len(self.vmas)])
+            SimulatedThread(number, ops, self.vmas[number % len(self.vmas)])
             for number, ops in enumerate(scenario.threads)
         ]
-        self.truth: list[Any] = [f"store {page}" for page in range(scenario.pages)]
+        self.truth = [(page << 20) + 1 for page in range(scenario.pages)]
         self.read_failures = {page: list(fails) for page, fails in scenario.read_failures.items()}
         self.write_failures = scenario.write_failures
         self.evictions = list(scenario.evictions)
+        self.flushes = scenario.flushes
+        self.goal: list[int] | None = None
         self.unmaps = list(scenario.unmaps)
         self.unmapping = 0
         self.signals = list(scenario.signals)
         self.protections = scenario.protections
         self.protection: Protection | None = None
-        self.images: dict[int, Any] = {}
-        self.instant: list[Any] = []
+        self.instant: list[int] = []
         self._begin()
+        if watch:
+            self.watch_pages()
+
+    def watch_pages(self) -> None:
+        """From now on look at every change of a page's state."""
+        assert isinstance(self.mapping, WatchedMapping)
+        self.mapping.watch(self.transitions)
 
     def _add_vma(self, number: int) -> Vma:
         length = self.scenario.pages * PAGE
         vma = Vma(self.mm, (number + 1) << 40, length, self.mapping, 0, writable=True)
-        vma.lock = _Lock()
+        vma.lock = WatchedLock(self)
         self.machine.add_vma(self.mm, vma)
         return vma
 
     def _begin(self) -> None:
         scenario, mapping, machine = self.scenario, self.mapping, self.machine
-        for page in range(scenario.pages):
-            machine.stored[1, page] = f"store {page}"
+        machine.stored = {(1, page): value for page, value in enumerate(self.truth)}
         machine.cached = {(1, page) for page in scenario.cached}
         for page in sorted(scenario.swapped):
-            self.truth[page] = machine.swapped[1, page] = f"before {page}"
+            self.truth[page] += 1
+            machine.swapped[1, page] = self.truth[page]
             mapping.flags[page] |= PG_SWAPPED
         for page in sorted(scenario.dirty):
-            self.truth[page] = machine.memory[1, page] = f"before {page}"
+            self.truth[page] += 1
+            machine.memory[1, page] = self.truth[page]
             if mapping.budget.try_charge(PAGE) is not None:
                 raise ValueError("more dirty pages than the budget holds")
             mapping.set_uptodate(page)
@@ -190,64 +187,91 @@ class World:
 
     def steps(self) -> list[Step]:
         """Everything that can happen next, in a fixed order."""
+        found: list[Step] = [
+            ("op", thread.number)
+            for thread in self.threads
+            if thread.asleep is None and not thread.end
+        ]
+        found += [("task", at) for at in range(len(self.ready))]
+        found += [("io", at) for at in range(len(self.machine.io))]
+        return found + self._rare_steps()
+
+    def _rare_steps(self) -> list[Step]:
         found: list[Step] = []
-        for thread in self.threads:
-            if not thread.end and thread.asleep is None:
-                found.append(("op", thread.number))
-        found.extend([("task", at) for at in range(len(self.ready))])
-        for at, io in enumerate(self.machine.io):
-            found.append(("io", at))
-            if io.started and io.write and self.write_failures:
-                found.append(("io fails", at))
-        if self.machine.cooling:
-            found.append(("cooled", 0))
-        found.extend([("evict", at) for at in range(len(self.evictions))])
-        if self.protection is None:
-            if self.protections and not any(
-                vma.lock.writer or vma.lock.readers for vma in self.vmas
-            ):
-                found.append(("protect", 0))
-        else:
-            found.extend([("copy", index) for index in sorted(self.protection.asked)])
+        if self.write_failures:
+            found += [
+                ("io fails", at)
+                for at, each in enumerate(self.machine.io)
+                if each.started and each.write
+            ]
+        found += [("cooled", at) for at in range(len(self.machine.cooling))]
+        found += [("evict", at) for at in range(len(self.evictions))]
+        if self.flushes and self.goal is None:
+            found.append(("flush", 0))
+        protection = self.protection
+        if protection is not None:
+            found += [("copy", index) for index in sorted(protection.asked)]
             found.append(("copy all", 0))
             if self.scenario.releases:
                 found.append(("release", 0))
-        found.extend([("unmap", at) for at in range(len(self.unmaps))])
+        elif self.protections and not any(
+            vma.lock.writer or vma.lock.readers for vma in self.vmas
+        ):
+            found.append(("protect", 0))
+        found += [("unmap", at) for at in range(len(self.unmaps))]
         for at, (number, _) in enumerate(self.signals):
             if not self.threads[number].end:
                 found.append(("signal", at))
         return found
 
+    def draw(self, random: Callable[[], float]) -> Step | None:
+        """One of `steps`, each as likely as any other; None if there is none.
+
+        The same as choosing from the list, without making it.
+
+        Parameters
+        ----------
+        random
+            Gives numbers in [0, 1).
+        """
+        threads = [
+            thread.number for thread in self.threads if thread.asleep is None and not thread.end
+        ]
+        ready, io = len(self.ready), self.machine.io
+        if (
+            self.write_failures
+            or self.machine.cooling
+            or self.evictions
+            or self.flushes
+            or self.protection is not None
+            or self.protections
+            or self.unmaps
+            or self.signals
+        ):
+            rest = self._rare_steps()
+        else:
+            rest = []
+        at = int(random() * (len(threads) + ready + len(io) + len(rest)))
+        if at < len(threads):
+            return "op", threads[at]
+        at -= len(threads)
+        if at < ready:
+            return "task", at
+        at -= ready
+        if at < len(io):
+            return "io", at
+        at -= len(io)
+        return rest[at] if rest else None
+
     def perform(self, step: Step) -> None:
         """Let one of `steps` happen."""
+        self.steps_made += 1
         _PERFORM[step[0]](self, step[1])
 
-    def label(self, step: Step) -> str:
-        """A step in words."""
-        kind, at = step
-        if kind == "op":
-            thread = self.threads[at]
-            op = thread.ops[thread.pc]
-            pages = f"{op.first}" if op.last == op.first + 1 else f"{op.first}..{op.last - 1}"
-            return f"thread {at}: {op.kind} {pages}"
-        if kind == "task":
-            return f"{self.ready[at].name} goes on"
-        if kind.startswith("io"):
-            return self.machine.io[at].label + (", failing" if kind == "io fails" else "")
-        if kind == "cooled":
-            return "the pause before the next try is over"
-        if kind == "evict":
-            return f"somebody evicts {self.evictions[at]}"
-        if kind == "unmap":
-            return f"range {self.unmaps[at]} is unmapped"
-        if kind == "signal":
-            return f"thread {self.signals[at][0]}: {self.signals[at][1]}"
-        return {
-            "protect": "the monitor protects all pages",
-            "copy": f"the monitor copies page {at}",
-            "copy all": "the monitor copies the rest and ends",
-            "release": "the monitor ends without copying",
-        }[kind]
+    def running(self) -> SimulatedTask:
+        """The task that runs now."""
+        assert self.current is not None, "a lock is taken outside of any task"
+        return self.current
 
     # -- threads --------------------------------------------------------------------
 
@@ -262,40 +286,49 @@ class World:
             self._gup(thread, op)
             return
         page = op.first
-        entry = self.machine.entry(vma, page)
+        entry = self.machine.tables[vma].get(page)
         if entry is None or (op.write and not entry):
             self._fault(thread, page, write=op.write, protected=entry is not None)
             return
         if op.write:
             self._check_before_image(page)
-            value = f"thread {thread.number} op {thread.pc}"
-            self.machine.store(vma, page, value)
-            self.truth[page] = value
+            self.truth[page] += 1
+            self.machine.store(vma, page, self.truth[page])
         else:
-            self._check_read(thread, page, self.machine.load(vma, page))
+            value = self.machine.load(vma, page)
+            if value != self.truth[page]:
+                raise Violation(
+                    f"thread {number} reads from page {page}: {content_words(value)}; "
+                    f"it should be {content_words(self.truth[page])}"
+                )
         self._advance_thread(thread)
 
-    def _check_read(self, thread: _Thread, page: int, value: Any) -> None:
-        if value != self.truth[page]:
-            raise Violation(
-                f"thread {thread.number} reads {value!r} from page {page}, "
-                f"which holds {self.truth[page]!r}"
-            )
+    def _check_before_image(self, page: int) -> None:
+        protection = self.protection
+        if protection is not None and page in protection.units:
+            raise Violation(f"page {page} is written before its old content was copied")
 
-    def _advance_thread(self, thread: _Thread) -> None:
+    def _advance_thread(self, thread: SimulatedThread) -> None:
         thread.pc += 1
         if thread.pc == len(thread.ops):
-            thread.end = "done"
+            self._end(thread, "done")
 
-    def _end(self, thread: _Thread, end: str) -> None:
+    def _end(self, thread: SimulatedThread, end: str) -> None:
         thread.end = end
         thread.asleep = None
+        self.ended.append(end)
+        if end not in self.scenario.ends:
+            raise Violation(f"thread {thread.number} ends with {end}")
 
-    def _fault(self, thread: _Thread, page: int, *, write: bool, protected: bool) -> None:
+    def _fault(self, thread: SimulatedThread, page: int, *, write: bool, protected: bool) -> None:
         thread.asleep = (page, page + 1)
         if page in thread.faults:
             return  # the same fault again: the pager takes it for a duplicate
-        task = thread.faults[page] = _Task(self, f"fault of thread {thread.number} on {page}")
+        task = thread.faults[page] = SimulatedTask(
+            self,
+            f"the fault of thread {thread.number} on page {page}",
+            listens=TaskState.INTERRUPTIBLE,
+        )
         task.signal = thread.signal
         generator = user_fault(
             self.machine,
@@ -308,16 +341,17 @@ class World:
         )
         self._spawn(task, generator, lambda outcome: self._faulted(thread, page, outcome))
 
-    def _faulted(self, thread: _Thread, page: int, outcome: FaultOutcome) -> None:
+    def _faulted(self, thread: SimulatedThread, page: int, outcome: FaultOutcome) -> None:
         del thread.faults[page]
         self.attempts.append(outcome.attempts)
         if self.trace is not None:
+            tries = f"{outcome.attempts} {'try' if outcome.attempts == 1 else 'tries'}"
             self.trace(
-                f"    fault of thread {thread.number} on page {page} ends after "
-                f"{outcome.attempts} tries: {_result_words(outcome)}"
+                f"the fault of thread {thread.number} on page {page} ends after "
+                f"{tries}: {_result_words(outcome)}"
             )
         waits_here = thread.asleep is not None and thread.asleep[0] == page
-        if outcome.interrupted and thread.signal is Signal.KILL:
+        if outcome.interrupted and thread.signal is Signal.KILL and not thread.end:
             self._end(thread, "killed")
         elif not waits_here or thread.end:
             return  # somebody else's fault has woken it long ago
@@ -328,22 +362,29 @@ class World:
         elif outcome.result & VM_FAULT_ERROR:
             self._end(thread, "SIGBUS" if outcome.result & VM_FAULT_SIGBUS else "SIGSEGV")
 
-    def _gup(self, thread: _Thread, op: Op) -> None:
+    def _gup(self, thread: SimulatedThread, op: Op) -> None:
         thread.asleep = (op.first, op.first)
-        task = thread.faults[-1] = _Task(self, f"{op.kind} of thread {thread.number}")
+        nowait = op.kind == "prefetch"
+        task = thread.faults[-1] = SimulatedTask(
+            self,
+            f"{op.kind} of thread {thread.number}",
+            listens=TaskState.KILLABLE if nowait else TaskState.INTERRUPTIBLE,
+        )
         task.signal = thread.signal
         start = thread.vma.start + op.first * PAGE
         end = thread.vma.start + op.last * PAGE
-        foll = Foll.INTERRUPTIBLE | Foll.REMOTE | (Foll.WRITE if op.write else Foll(0))
+        foll = Foll.INTERRUPTIBLE | Foll.REMOTE
+        if op.write:
+            foll |= Foll.WRITE
         if op.kind == "populate":
             work: Waits[Any] = gup.fault_in(self.machine, self.mm, task, start, end, foll)
-        elif op.kind == "prefetch":
+        elif nowait:
             work = gup.prefetch(self.machine, self.mm, task, start, end)
         else:
             work = gup.pin(self.machine, self.mm, task, start, end, foll)
         self._spawn(task, work, lambda outcome: self._gup_done(thread, op, end, outcome))
 
-    def _gup_done(self, thread: _Thread, op: Op, end: int, outcome: Any) -> None:
+    def _gup_done(self, thread: SimulatedThread, op: Op, end: int, outcome: Any) -> None:
         del thread.faults[-1]
         thread.asleep = None
         pinned: list[tuple[Vma, int]] = []
@@ -363,11 +404,15 @@ class World:
             return
         if outcome.done < end and not thread.vma.detached:
             raise Violation(f"{op.kind} ends early, and says neither error nor signal")
+        if op.kind == "pin" and len(pinned) != op.last - op.first and not thread.vma.detached:
+            raise Violation(f"pin of thread {thread.number} holds {len(pinned)} pages")
         self._advance_thread(thread)
 
     def _woken(self, vma: Vma, first: int, last: int) -> None:
+        if self.current is not None and self.current.held is not vma.lock:
+            raise Violation(f"V3: {self.current.name} maps a page without the lock of the range")
         for thread in self.threads:
-            if thread.vma is vma and thread.asleep is not None:
+            if thread.asleep is not None and thread.vma is vma:
                 low, high = thread.asleep
                 if low < high and first <= low < last:
                     thread.asleep = None
@@ -375,7 +420,7 @@ class World:
     # -- tasks ------------------------------------------------------------------------
 
     def _spawn(
-        self, task: _Task, generator: Generator[Wait, None, Any], done: Callable[[Any], None]
+        self, task: SimulatedTask, generator: Generator[Wait, None, Any], done: Callable[[Any], None]
     ) -> None:
         task.generator, task.done = generator, done
         self.tasks.add(task)
@@ -384,67 +429,97 @@ class World:
     def _resume(self, at: int) -> None:
         self._run(self.ready.pop(at))
 
-    def _run(self, task: _Task) -> None:
-        assert task.generator is not None
-        for _ in range(SPIN_LIMIT):
-            for vma in self.vmas:
-                vma.lock.taken = 0  # type: ignore[attr-defined]
-            try:
-                wait = task.generator.send(None)
-            except StopIteration as stop:
-                self.tasks.discard(task)
-                if task.done is not None:
-                    task.done(stop.value)
-                return
-            if self.trace is not None:
-                state = wait.state.name.lower()
-                self.trace(f"    {task.name} waits: {wait.reason.value} ({state})")
-            if wait.queue is None:
-                self.ready.append(task)
-                return
-            if not task.interrupted(wait.state):
-                wait.queue.tasks.append(task)
-                task.waiting = wait
-                return
+    def _run(self, task: SimulatedTask) -> None:
+        send = task.generator.send  # type: ignore[union-attr]
+        self.current = task
+        try:
+            for _ in range(SPIN_LIMIT):
+                try:
+                    wait = send(None)
+                except StopIteration as stop:
+                    self._finished(task, stop.value)
+                    return
+                if self.trace is not None:
+                    self.trace(f"{task.name} waits for {_wait_words(wait, task)}")
+                if wait.queue is None:
+                    task.rested = True
+                    self.ready.append(task)
+                    return
+                if task.signal is None or not task.interrupted(wait.state):
+                    task.rested = True
+                    wait.queue.tasks.append(task)
+                    task.waiting = wait
+                    return
+        finally:
+            self.current = None
         raise Violation(f"V5: {task.name} goes on waiting although it was told to stop")
+
+    def _finished(self, task: SimulatedTask, value: Any) -> None:
+        self.tasks.discard(task)
+        if task.held is not None:
+            raise Violation(f"V1: {task.name} ends and holds the lock still")
+        if task.done is not None:
+            task.done(value)
 
     # -- the world ---------------------------------------------------------------------
 
     def _advance(self, at: int, failure: str = "") -> None:
         io = self.machine.io[at]
-        if io.started and not io.write:
+        if io.write:
+            if failure:
+                self.write_failures -= 1
+        else:
             fails = self.read_failures.get(io.first)
             if fails:
                 failure = fails.pop(0)
-        if failure and io.write:
-            self.write_failures -= 1
         self.machine.advance(io, failure)
 
-    def _cooled(self, _: int) -> None:
-        self.machine.cooling.popleft().cooled()
+    def _cooled(self, at: int) -> None:
+        self.machine.cooling.pop(at).cooled()
 
     def _reclaim(self, budget: Budget) -> None:
         if budget.reclaiming:
             return
         budget.reclaiming = True
-        task = _Task(self, "reclaim")
+        task = SimulatedTask(self, "reclaim")
         task.generator = reclaim(self.machine, budget, task)
         self.tasks.add(task)
         self.ready.append(task)
 
     def _evict(self, at: int) -> None:
         pages = self.evictions.pop(at)
-        task = _Task(self, "evictor")
+        task = SimulatedTask(self, f"the eviction of {pages}")
         work = evict_units(self.machine, self.mapping, pages, task, ghost=True)
         self._spawn(task, work, lambda _: None)
 
+    def _flush(self, _: int) -> None:
+        self.flushes -= 1
+        self.goal = list(self.truth)
+        task = SimulatedTask(self, "the flush")
+        work = sync_units(self.machine, self.mapping, 0, self.mapping.pages, task)
+        self._spawn(task, work, self._flushed)
+
+    def _flushed(self, failed: BaseException | None) -> None:
+        goal, self.goal = self.goal, None
+        assert goal is not None
+        if failed is not None:
+            return
+        place = self.machine.swapped if self.scenario.private else self.machine.stored
+        for page, value in enumerate(goal):
+            held = place.get((1, page), self.machine.stored[1, page])
+            if held < value:
+                raise Violation(f"flush ends, and page {page} is stored as it was before")
+
     def _unmap(self, at: int) -> None:
-        vma = self.vmas[self.unmaps.pop(at)]
-        task = _Task(self, "unmap")
+        number = self.unmaps.pop(at)
+        vma = self.vmas[number]
+        task = SimulatedTask(self, f"unmap of range {number}")
         self.unmapping += 1
+        began = self.steps_made
 
         def work() -> Waits[None]:
             yield from vma.lock.down_write(task, TaskState.UNINTERRUPTIBLE)
+            self.writer_waits.append(self.steps_made - began)
             self.mm.remove(vma)
             vma.lock.up_write()
             self.machine.tables[vma].clear()
@@ -464,7 +539,8 @@ class World:
             if kind == "kill":
                 self._end(thread, "killed")
             return
-        thread.signal = Signal.KILL if kind == "kill" else Signal.INTERRUPT
+        if thread.signal is not Signal.KILL:
+            thread.signal = Signal.KILL if kind == "kill" else Signal.INTERRUPT
         for task in list(thread.faults.values()):
             task.send_signal(thread.signal)
 
@@ -473,28 +549,24 @@ class World:
     def _protect(self, _: int) -> None:
         self.protections -= 1
         self.instant = list(self.truth)
-        self.images = {}
         self.protection = Protection(range(self.mapping.pages))
-        for first in range(self.mapping.pages):
-            self.machine.write_protect(self.mapping, first, first + 1)
+        self.machine.write_protect(self.mapping, 0, self.mapping.pages)
         self.mapping.protection = self.protection
-
-    def _check_before_image(self, page: int) -> None:
-        protection = self.protection
-        if protection is not None and page in protection.units:
-            raise Violation(f"page {page} is written before its old content was copied")
 
     def _image(self, index: int) -> None:
         key = (1, index)
-        if self.mapping.flags[index] & PG_UPTODATE:
+        flags = self.mapping.flags[index]
+        if flags & PG_UPTODATE:
             value = self.machine.memory[key]
-        elif self.mapping.flags[index] & PG_SWAPPED:
+        elif flags & PG_SWAPPED:
             value = self.machine.swapped[key]
         else:
             value = self.machine.stored[key]
         if value != self.instant[index]:
-            raise Violation(f"the snapshot has {value!r}, the instant had {self.instant[index]!r}")
-        self.images[index] = value
+            raise Violation(
+                f"the snapshot gets {content_words(value)}; at its instant it was "
+                f"{content_words(self.instant[index])}"
+            )
 
     def _copy(self, index: int) -> None:
         assert self.protection is not None
@@ -502,9 +574,8 @@ class World:
         self.protection.resolve(index)
 
     def _finish_copying(self, _: int) -> None:
-        protection = self.protection
-        assert protection is not None
-        for index in sorted(protection.units):
+        assert self.protection is not None
+        for index in sorted(self.protection.units):
             self._image(index)
         self._release()
 
@@ -512,118 +583,6 @@ class World:
         assert self.protection is not None
         self.protection.release()
         self.mapping.protection = self.protection = None
-
-    # -- the promises ----------------------------------------------------------------------
-
-    def check(self) -> None:
-        """What holds at every moment; raises `Violation`."""
-        mapping = self.mapping
-        for vma in self.vmas:
-            for index, writable in self.machine.tables[vma].items():
-                state = mapping.flags[index]
-                if not state & PG_UPTODATE:
-                    raise Violation(f"page {index} is mapped and not uptodate")
-                if writable and not state & PG_DIRTY:
-                    raise Violation(f"page {index} is writable and not dirty")
-                if writable and self.protection is not None and index in self.protection.units:
-                    raise Violation(f"page {index} is writable and protected")
-
-    def check_end(self) -> None:
-        """What holds when nothing can happen any more; raises `Violation`."""
-        for thread in self.threads:
-            if not thread.end:
-                waits = [repr(task.waiting) for task in thread.faults.values()]
-                what = ", ".join(waits) or "nobody will wake it"
-                raise Violation(f"thread {thread.number} waits for ever: {what}")
-            if thread.end not in self.scenario.ends():
-                raise Violation(f"thread {thread.number} ends with {thread.end}")
-        if self.tasks:
-            names = ", ".join(sorted(f"{task.name}: {task.waiting!r}" for task in self.tasks))
-            raise Violation(f"tasks wait for ever: {names}")
-        if self.unmapping:
-            raise Violation("V7: unmap never got the lock")
-        for vma in self.vmas:
-            if vma.lock.readers or vma.lock.writer or vma.lock.waiters:
-                raise Violation(f"V1: the lock is left with {vma.lock.readers} readers")
-        present = 0
-        for index, state in enumerate(self.mapping.flags):
-            if state & (PG_LOCKED | PG_READING | PG_WRITEBACK):
-                raise Violation(f"page {index} is left {page_flag_names(state)}")
-            present += bool(state & PG_UPTODATE)
-            self._check_content(index, state)
-        if self.mapping.budget.usage != present * PAGE:
-            raise Violation(f"{self.mapping.budget.usage} bytes are charged for {present} pages")
-
-    def _check_content(self, index: int, state: int) -> None:
-        key = (1, index)
-        if state & PG_UPTODATE and state & PG_DIRTY:
-            value = self.machine.memory[key]
-        elif state & PG_SWAPPED:
-            value = self.machine.swapped[key]
-        else:
-            value = self.machine.stored[key]
-        if value != self.truth[index]:
-            raise Violation(f"page {index} ends as {value!r}; it should be {self.truth[index]!r}")
-
-    # -- states ------------------------------------------------------------------------------
-
-    def fingerprint(self) -> int:
-        """A number that is equal for equal states."""
-        mapping, machine = self.mapping, self.machine
-        names = {id(task): task.name for task in self.tasks}
-        protection = self.protection
-        return hash(
-            (
-                bytes(mapping.flags),
-                tuple(mapping.working_set),
-                tuple(mapping.working_set.ghosts),
-                tuple(sorted(machine.memory.items())),
-                tuple(sorted(machine.stored.items())),
-                tuple(sorted(machine.swapped.items())),
-                tuple(tuple(sorted(table.items())) for table in machine.tables.values()),
-                tuple((io.first, io.last, io.write, io.started, *io.captured) for io in machine.io),
-                tuple(
-                    (thread.pc, thread.asleep, thread.end, thread.signal, *thread.faults)
-                    for thread in self.threads
-                ),
-                frozenset((task.name, task.signal, _position(task)) for task in self.tasks),
-                tuple(names.get(id(task), "") for task in self.ready),
-                tuple(
-                    (vma.lock.readers, vma.lock.writer, len(vma.lock.waiters), vma.detached)
-                    for vma in self.vmas
-                ),
-                tuple(
-                    (page, error.cooling, error.permanent)
-                    for page, error in sorted(mapping.errors.items())
-                ),
-                len(machine.cooling),
-                tuple(sorted(mapping.pins.items())),
-                mapping.budget.reclaiming,
-                tuple(self.evictions),
-                tuple(self.unmaps),
-                tuple(self.signals),
-                self.protections,
-                tuple(map(len, self.read_failures.values())),
-                self.write_failures,
-                None
-                if protection is None
-                else (frozenset(protection.units), frozenset(protection.asked)),
-                tuple(sorted(self.images)),
-                tuple(self.truth),
-            )
-        )
-
-    def describe(self) -> str:
-        """The pages, locks and tasks, in one line each, for reports."""
-        pages = " ".join(
-            f"[{index}: {page_flag_names(state)}]" for index, state in enumerate(self.mapping.flags)
-        )
-        locks = ", ".join(
-            f"{vma.lock.readers} readers{', a writer' if vma.lock.writer else ''}"
-            f"{f', {len(vma.lock.waiters)} waiting' if vma.lock.waiters else ''}"
-            for vma in self.vmas
-        )
-        return f"    pages {pages}  lock: {locks}"
 
 
 _PERFORM: Final[dict[str, Callable[[World, int], None]]] = {
@@ -633,6 +592,7 @@ _PERFORM: Final[dict[str, Callable[[World, int], None]]] = {
     "io fails": lambda world, at: world._advance(at, "error"),
     "cooled": World._cooled,
     "evict": World._evict,
+    "flush": World._flush,
     "protect": World._protect,
     "copy": World._copy,
     "copy all": World._finish_copying,
@@ -641,29 +601,12 @@ _PERFORM: Final[dict[str, Callable[[World, int], None]]] = {
     "signal": World._signal,
 }
 
-_SKIP: Final = {"attempts", "begun"}
 
-
-def _position(task: _Task) -> tuple[Any, ...]:
-    """Where a task's generators stand, and what they remember."""
-    found: list[Any] = [task.waiting.reason if task.waiting is not None else None]
-    generator: Any = task.generator
-    while isinstance(generator, GeneratorType):
-        frame: FrameType | None = generator.gi_frame
-        if frame is None:
-            break
-        found.append((frame.f_code.co_name, frame.f_lasti))
-        for name, value in sorted(frame.f_locals.items()):
-            if name in _SKIP:
-                continue
-            if isinstance(value, (int, str, type(None))):
-                found.append((name, value))
-            elif isinstance(value, Fault):
-                found.append((value.flags, value.index, value.locked, value.protected))
-            elif isinstance(value, (list, tuple)):
-                found.append((name, tuple(v for v in value if isinstance(v, (int, str)))))
-        generator = generator.gi_yieldfrom
-    return tuple(found)
+def _wait_words(wait: Wait, task: SimulatedTask) -> str:
+    if wait.queue is None:
+        return "its next turn"
+    lock = "with the lock" if task.held is not None else "without the lock"
+    return f"{wait.reason.value} ({wait.state.name.lower()}), {lock}"
 
 
 def _result_words(outcome: FaultOutcome) -> str:

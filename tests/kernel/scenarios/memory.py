@@ -40,6 +40,7 @@ __all__ = [
     "map_memory",
     "mremap",
     "pattern",
+    "punch",
     "read_bytes",
     "store",
 ]
@@ -132,6 +133,13 @@ def mremap(old: int, length: int, new: int, flags: int = MREMAP_MAYMOVE | MREMAP
     return int(address)
 
 
+def punch(fd: int, offset: int, length: int) -> None:
+    """Punch a hole into a file."""
+    mode = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+    if libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)):
+        raise _errno("fallocate")
+
+
 class Area:
     """A mapping, and for shared memory a second one of the same file, the alias.
 
@@ -183,10 +191,20 @@ class Area:
         return (address - self.start) // self.page
 
     def drop(self, first: int = 0, count: int | None = None) -> None:
-        """Make pages missing again: for shared memory, in the file as well."""
+        """Make pages missing again, in the file as well.
+
+        In the file of a private mapping, too: whoever reads a page there that is neither in the
+        mapping nor in the file puts one of zeros into the file of shmem.  From then on the page
+        is not missing any more, whatever is dropped from the mapping.
+        """
         count = self.pages - first if count is None else count
-        advice = MADV_REMOVE if self.kind.shared else MADV_DONTNEED
-        madvise(self.at(first), count * self.page, advice)
+        start, length = self.at(first), count * self.page
+        if self.kind.shared:
+            madvise(start, length, MADV_REMOVE)
+            return
+        madvise(start, length, MADV_DONTNEED)
+        if self.kind.file:
+            punch(self.fd, first * self.page, length)
 
 
 def pattern(number: int) -> int:

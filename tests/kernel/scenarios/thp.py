@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from refault.machine.pagemap import PAGE_IS_HUGE, Pagemap
 
 from .registry import KernelRefuses, NotApplicable
 
-__all__ = ["huge_bytes", "require_thp", "thp_setting"]
+__all__ = ["huge_bytes", "require_thp", "thp_setting", "thp_sizes"]
 
 ROOT = "/sys/kernel/mm/transparent_hugepage"
 
@@ -16,6 +18,15 @@ def thp_setting(name: str) -> str:
     with open(f"{ROOT}/{name}") as file:
         text = file.read()
     return text.partition("[")[2].partition("]")[0] or text.strip()
+
+
+def thp_sizes(setting: str) -> list[int]:
+    """The sizes of which the kernel has such a setting."""
+    return sorted(
+        int(name.removeprefix("hugepages-").removesuffix("kB")) << 10
+        for name in os.listdir(ROOT)
+        if name.startswith("hugepages-") and os.path.exists(f"{ROOT}/{name}/{setting}")
+    )
 
 
 def require_thp() -> int:

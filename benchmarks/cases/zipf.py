@@ -1,0 +1,238 @@
+"""Zipf(0.99) reads of 64 bytes over 4 GiB with 1 GiB resident, two threads.
+
+The popularity of the file's 4 KiB pages follows Zipf's law with exponent 0.99; the pages are
+scattered over the file at random, and which 64 bytes of a page are read is random too.  Not
+counted: the most popular pages are touched in the file's order until the memory is full, and then
+as many reads as will be counted bring eviction to its steady state.
+
+Compared: refault with 4 KiB units (what fits the pattern), the same with plain first-in-first-out
+eviction in the pager (its `WorkingSet` replaced by `benchmarks.pagers.Fifo`, nothing else),
+and with default settings; `np.memmap` in a memory cgroup of the same bound, as it is and with
+MADV_RANDOM (no readahead: what fits the pattern).
+
+What is not the same: a page that refault has evicted may still be in the kernel's page cache, which
+its bound does not count.  So there is also refault *with all of it in the same cgroup* (3/4 of the
+bound resident, the rest for the interpreters and page cache).  In the cgroups the file is out of
+the page cache at the beginning; for the others it is in it.  One whose page cache is not bounded
+reads from memory, the others from the disk: compare within each kind.
+
+The second table is no measurement of time: a trace of the same kind is played to policies of
+eviction, and the share of reads that miss is counted.  LRU needs to know of every touch, which
+user space cannot: it says what there would be to gain.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.child import contender
+from benchmarks.files import drop, numbers_file, warm
+from benchmarks.machine import warm_memory
+from benchmarks.model import Comparison, Contender, Goal, Measure, Sample, Settings
+from benchmarks.pagers import Fifo, use_fifo_pager
+from benchmarks.stats import latencies
+from benchmarks.touch import Offsets, Toucher
+from refault.memory.workingset import WorkingSet
+
+__all__ = ["comparisons", "read_memmap", "read_refault"]
+
+MIB = 1 << 20
+PAGE = 4096
+RECORD = 64
+EXPONENT = 0.99
+THREADS = 2
+
+
+def comparisons(settings: Settings) -> Iterator[Comparison]:
+    size = settings.size(4096 * MIB, 64 * MIB)
+    resident = size // 4
+    touches = settings.size(1_000_000, 20_000)
+    path = numbers_file(settings.data, size)
+    bound = resident + 64 * MIB
+    base: dict[str, Any] = {"path": str(path), "size": size, "touches": touches}
+    hot, cold = functools.partial(warm, path), functools.partial(drop, path)
+
+    def ours(name: str, page: int | None, *, fifo: bool = False) -> Contender:
+        return contender(
+            name, read_refault, before=hot, resident=resident, page=page, fifo=fifo, **base
+        )
+
+    def mapped(name: str, *, random: bool) -> Contender:
+        return contender(
+            name,
+            read_memmap,
+            before=cold,
+            group=bound,
+            resident=resident,
+            random=random,
+            **base,
+        )
+
+    bounded = f"memmap in {bound >> 20} MiB"
+    fifo, strict = "refault, 4 KiB units, FIFO", f"refault, 4 KiB units, all in {bound >> 20} MiB"
+    yield Comparison(
+        f"Zipf({EXPONENT}) over {size >> 20} MiB in {resident >> 20} MiB, {THREADS} threads",
+        [
+            ours("refault, 4 KiB units", PAGE),
+            ours(fifo, PAGE, fifo=True),
+            ours("refault", None),
+            mapped(bounded, random=False),
+            mapped(f"{bounded}, MADV_RANDOM", random=True),
+            contender(
+                strict,
+                read_refault,
+                before=cold,
+                group=bound,
+                resident=resident * 3 // 4,
+                page=PAGE,
+                fifo=False,
+                **base,
+            ),
+        ],
+        [Measure("throughput", "1000 reads/s"), Measure("p50", "us"), Measure("p99", "us")],
+        [
+            Goal("refault", "throughput", bounded, at_least=1.0),
+            Goal("refault, 4 KiB units", "throughput", bounded, at_least=1.0),
+            Goal(strict, "throughput", bounded, at_least=1.0),
+            Goal("refault, 4 KiB units", "throughput", fifo, at_least=1.3),
+        ],
+        baseline=bounded,
+    )
+    yield _policies(size, resident, touches)
+
+
+def _policies(size: int, resident: int, touches: int) -> Comparison:
+    """Play traces to the policies alone."""
+
+    def simulated(name: str, policy: type[_Policy], unit: int) -> Contender:
+        def run() -> Sample:
+            units = resident // unit
+            trace = zipf_offsets(size, 4 * touches, seed=1) // np.uint64(unit)
+            present = policy(units)
+            missed = [present.miss(index) for index in trace.tolist()]
+            return {"misses": 100 * sum(missed[3 * touches :]) / touches}
+
+        return Contender(f"{name}, {unit >> 10} KiB units", run)
+
+    policies: list[tuple[str, type[_Policy]]] = [
+        ("WorkingSet", _WorkingSet),
+        ("FIFO", _Fifo),
+        ("LRU", _Lru),
+    ]
+    return Comparison(
+        "Zipf, simulated: share of reads that miss, by policy of eviction",
+        [simulated(*policy, unit) for unit in (PAGE, 64 << 10) for policy in policies],
+        [Measure("misses", "%")],
+        [Goal("FIFO, 4 KiB units", "misses", "WorkingSet, 4 KiB units", at_least=1.3)],
+        baseline="FIFO, 4 KiB units",
+        once=True,
+    )
+
+
+class _Policy(Protocol):
+    def __init__(self, units: int) -> None: ...
+
+    def miss(self, index: int) -> bool:
+        """Touch a unit; True if it was absent."""
+
+
+class _WorkingSet:
+    """Eviction as `refault.fault.reclaim` does it for clean units: one at a time."""
+
+    policy = WorkingSet
+
+    def __init__(self, units: int) -> None:
+        self.units = units
+        self.present = self.policy(units)
+
+    def miss(self, index: int) -> bool:
+        present = self.present
+        if index in present:
+            return False
+        if len(present) >= self.units:
+            for victim in present.victims(1, lambda _: True):
+                present.remove(victim, ghost=True)
+        present.add(index)
+        return True
+
+
+class _Fifo(_WorkingSet):
+    policy = Fifo
+
+
+class _Lru:
+    def __init__(self, units: int) -> None:
+        self.units = units
+        self.present: OrderedDict[int, None] = OrderedDict()
+
+    def miss(self, index: int) -> bool:
+        if index in self.present:
+            self.present.move_to_end(index)
+            return False
+        if len(self.present) >= self.units:
+            self.present.popitem(last=False)
+        self.present[index] = None
+        return True
+
+
+def places(size: int) -> npt.NDArray[np.int64]:
+    """Where in the file a page is, by its rank in popularity; the same in every trace."""
+    return np.random.default_rng(0).permutation(size // PAGE)
+
+
+def zipf_offsets(size: int, count: int, seed: int) -> Offsets:
+    """Where to read: offsets of 64-byte records."""
+    pages = size // PAGE
+    random = np.random.default_rng(seed)
+    bounds = np.cumsum(np.arange(1, pages + 1, dtype=np.float64) ** -EXPONENT)
+    ranks = np.searchsorted(bounds, random.random(count) * bounds[-1])
+    found = places(size)[np.minimum(ranks, pages - 1)].astype(np.uint64) * np.uint64(PAGE)
+    records = random.integers(0, PAGE // RECORD, count, dtype=np.uint64)
+    return np.asarray(found + records * np.uint64(RECORD), np.uint64)
+
+
+def read_refault(
+    path: str, size: int, touches: int, resident: int, page: int | None, fifo: bool
+) -> dict[str, float]:
+    """Read from a region."""
+    import refault
+
+    if fifo:
+        use_fifo_pager()
+    warm_memory(resident // 2)
+    array = refault.open(path, dtype="u8", resident=resident, page_size=page)
+    found = _read(array, size, touches, resident)
+    seen = refault.region(array).statistics()
+    if seen.peak_resident > resident or (fifo and seen.refaults):
+        raise RuntimeError(f"not what was to be measured: {seen}")
+    return found | {"faults": seen.faults, "refaults": seen.refaults}
+
+
+def read_memmap(
+    path: str, size: int, touches: int, resident: int, random: bool
+) -> dict[str, float]:
+    """Read from a memory-mapped file."""
+    array = np.memmap(path, "u8", "r")
+    if random:
+        base: Any = array
+        while not isinstance(base, mmap.mmap):
+            base = base.base if isinstance(base, np.ndarray) else base.obj
+        base.madvise(mmap.MADV_RANDOM)
+    return _read(array, size, touches, resident)
+
+
+def _read(array: Any, size: int, touches: int, resident: int) -> dict[str, float]:
+    toucher = Toucher(array, words=RECORD // 8)
+    popular = np.sort(places(size)[: resident // PAGE]).astype(np.uint64) * np.uint64(PAGE)
+    toucher.touch(popular, record=False)
+    toucher.touch_in_threads(np.array_split(zipf_offsets(size, touches, 10), THREADS), record=False)
+    done = toucher.touch_in_threads(np.array_split(zipf_offsets(size, touches, 20), THREADS))
+    found = {"throughput": touches * 1e6 / done.ns}
+    return found | (latencies(done.latencies) if done.latencies is not None else {})

@@ -1,0 +1,204 @@
+"""What an exploration found, and how a schedule is run again and told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from refault.machine.simulated import Violation
+
+from .page_states import Transition
+from .promises import check, check_end
+from .scenario import Scenario
+from .tracing import describe, label, traced
+from .world import Step, World
+
+__all__ = ["BROKEN", "Exploration", "forget", "percentile", "replay", "run_to", "words"]
+
+BROKEN = (Violation, AssertionError, LookupError, TypeError, ValueError, AttributeError)
+"""What a wrong fault path may raise: a broken promise, or its own assertions, or plain nonsense."""
+
+
+@dataclass
+class Exploration:
+    """What an exploration found.
+
+    Attributes
+    ----------
+    scenario
+        What was explored.
+    schedules
+        How many complete runs (or runs into a state already seen) were made.
+    states
+        How many different states were seen.
+    steps
+        How many steps were made, repetitions included.
+    seconds
+        How long it took.
+    complete
+        Whether every order was covered.
+    violation
+        What went wrong, or "".
+    schedule
+        The choices that lead there; for `replay`.
+    seed
+        Of the random schedule that found it.
+    attempts
+        How often each number of tries per fault occurred.
+    ends
+        How threads ended, and how often.
+    waits
+        How many steps each unmap waited for its lock, and how often.
+    longest
+        The schedule up to the end of the fault that took most tries.
+    transitions
+        Rows of `TRANSITIONS` that were seen.
+    """
+
+    scenario: Scenario
+    schedules: int = 0
+    states: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    complete: bool = False
+    violation: str = ""
+    schedule: list[Step] = field(default_factory=list)
+    seed: int | None = None
+    attempts: Counter[int] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
+    waits: Counter[int] = field(default_factory=Counter)
+    longest: list[Step] = field(default_factory=list)
+    transitions: set[Transition] = field(default_factory=set)
+
+    def count(self, world: World, schedule: list[Step]) -> None:
+        """Enter what ended in a run, or in its last step."""
+        if world.attempts:
+            if max(world.attempts) > max(self.attempts, default=0):
+                self.longest = list(schedule)
+            self.attempts.update(world.attempts)
+        if world.ended:
+            self.ends.update(world.ended)
+        if world.writer_waits:
+            self.waits.update(world.writer_waits)
+        self.transitions |= world.transitions
+
+    def add(self, other: Exploration) -> None:
+        """Enter what another exploration of the same kind found, made at the same time."""
+        if max(other.attempts, default=0) > max(self.attempts, default=0):
+            self.longest = other.longest
+        self.schedules += other.schedules
+        self.steps += other.steps
+        self.seconds = max(self.seconds, other.seconds)
+        self.attempts.update(other.attempts)
+        self.ends.update(other.ends)
+        self.waits.update(other.waits)
+        self.transitions |= other.transitions
+        if other.violation and (not self.violation or len(other.schedule) < len(self.schedule)):
+            self.violation, self.schedule = other.violation, other.schedule
+            self.seed, self.scenario = other.seed, other.scenario
+
+    def report(self) -> str:
+        """The schedule that failed, step by step; "" if none did."""
+        if not self.violation:
+            return ""
+        lines, _ = replay(self.scenario, self.schedule)
+        seed = f", seed {self.seed}" if self.seed is not None else ""
+        return "\n".join([f"VIOLATION in {self.scenario.name}{seed}: {self.violation}", *lines])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "scenario": self.scenario.name,
+            "policy": self.scenario.policy.value,
+            "schedules": self.schedules,
+            "states": self.states,
+            "steps": self.steps,
+            "seconds": round(self.seconds, 3),
+            "complete": self.complete,
+            "violation": self.violation,
+            "seed": self.seed,
+            "schedule": self.schedule,
+            "tries": {str(tries): self.attempts[tries] for tries in sorted(self.attempts)},
+            "ends": dict(sorted(self.ends.items())),
+            "report": self.report().splitlines(),
+        }
+
+
+def percentile(counts: Counter[int], share: float) -> int:
+    """The number that `share` of what was counted does not exceed; 0 if nothing was.
+
+    Parameters
+    ----------
+    counts
+        How often each number occurred.
+    share
+        Between 0 and 1.
+    """
+    left = share * counts.total()
+    for number in sorted(counts):
+        left -= counts[number]
+        if left <= 0:
+            return number
+    return max(counts, default=0)
+
+
+def words(error: BaseException) -> str:
+    """A violation in words."""
+    if isinstance(error, (Violation, AssertionError)):
+        return str(error) or repr(error)
+    return f"the fault path fails with {error!r}"
+
+
+def run_to(scenario: Scenario, schedule: list[Step]) -> World:
+    """A world at the end of a schedule that is known to break nothing.
+
+    What was counted on the way is forgotten.
+    """
+    world = World(scenario, watch=False)
+    perform = world.perform
+    for step in schedule:
+        perform(step)
+    world.watch_pages()
+    forget(world)
+    return world
+
+
+def forget(world: World) -> None:
+    """Forget what was counted so far."""
+    world.attempts.clear()
+    world.ended.clear()
+    world.writer_waits.clear()
+    world.transitions.clear()
+
+
+def replay(scenario: Scenario, schedule: list[Step]) -> tuple[list[str], str]:
+    """Run one schedule again.
+
+    Parameters
+    ----------
+    scenario
+        What to run.
+    schedule
+        `Exploration.schedule`, or a part of it.
+
+    Returns
+    -------
+    list of str, str
+        What happened, a line each; and the violation at its end, or "".
+    """
+    lines: list[str] = []
+    world = World(scenario)
+    world.trace = lambda line: lines.append(f"       {line}")
+    with traced(world):
+        try:
+            for number, step in enumerate(schedule, 1):
+                lines.append(f"{number:3}.  {label(world, step)}")
+                world.perform(step)
+                lines.append(f"       {describe(world)}")
+                check(world)
+            if not world.steps():
+                check_end(world)
+        except BROKEN as error:
+            return [*lines, f"  =>   {words(error)}"], words(error)
+    return lines, ""

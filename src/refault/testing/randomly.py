@@ -1,0 +1,100 @@
+"""Runs scenarios in very many random orders, on as many processors as there are."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+from .exploration import BROKEN, Exploration, words
+from .promises import check, check_end
+from .scenario import Scenario
+from .world import Step, World
+
+__all__ = ["explore_random"]
+
+LONGEST = 5000
+CHECK_EVERY = 32
+"""Of so many schedules one is checked after every step; the others at their end, and by what the
+machine, the tasks and the locks notice themselves."""
+
+PROGRESS_SECONDS = 0.2
+
+
+def explore_random(
+    scenario: Scenario | Callable[[int], Scenario],
+    schedules: int,
+    *,
+    seed: int = 0,
+    priorities: bool = False,
+    progress: Callable[[Exploration], None] | None = None,
+) -> Exploration:
+    """Run a scenario in many random orders.
+
+    Parameters
+    ----------
+    scenario
+        What to run; or a function that makes one from a seed, for each schedule another.
+    schedules
+        How many.
+    seed
+        Schedule number `i` is drawn with ``seed + i``: that number repeats it.
+    priorities
+        Draw priorities that change now and then instead of single steps: finds orders in
+        which somebody is held up for long.
+    progress
+        Called now and then; what it raises ends the exploration.
+
+    Returns
+    -------
+    Exploration
+    """
+    make = (lambda _: scenario) if isinstance(scenario, Scenario) else scenario
+    found = Exploration(make(seed))
+    began = told = time.perf_counter()
+    for number in range(seed, seed + schedules):
+        _run(found, make(number), number, priorities=priorities)
+        if found.violation:
+            break
+        if progress is not None and not number & 15:
+            now = time.perf_counter()
+            if now - told > PROGRESS_SECONDS:
+                told, found.seconds = now, now - began
+                progress(found)
+    found.seconds = time.perf_counter() - began
+    return found
+
+
+def _run(found: Exploration, scenario: Scenario, seed: int, *, priorities: bool) -> None:
+    rng = random.Random(seed)
+    thorough = not seed % CHECK_EVERY
+    world = World(scenario, watch=thorough or None)
+    draw, perform, number = world.draw, world.perform, rng.random
+    weights: dict[Step, float] = {}
+    path: list[Step] = []
+    try:
+        while True:
+            step = draw(number) if not priorities else _prefer(world, weights, rng)
+            if step is None:
+                break
+            path.append(step)
+            perform(step)
+            if thorough:
+                check(world)
+            if len(path) > LONGEST:
+                raise AssertionError(f"still going on after {LONGEST} steps")
+        check(world)
+        check_end(world)
+    except BROKEN as error:
+        found.violation, found.schedule = words(error), path
+        found.seed, found.scenario = seed, scenario
+    found.schedules += 1
+    found.steps += len(path)
+    found.count(world, path)
+
+
+def _prefer(world: World, weights: dict[Step, float], rng: random.Random) -> Step | None:
+    if rng.random() < 0.05:
+        weights.clear()
+    steps = world.steps()
+    return max(steps, key=lambda step: weights.setdefault(step, rng.random())) if steps else None

@@ -1,0 +1,44 @@
+"""Huge pages for a while: the pool is raised, and put back as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+__all__ = ["reserved_huge_pages"]
+
+POOL = "/proc/sys/vm/nr_hugepages"
+
+
+@contextlib.contextmanager
+def reserved_huge_pages(count: int) -> Iterator[str]:
+    """Have `count` free huge pages of the default size; yields why not, or ""."""
+    before = _meminfo("HugePages_Total")
+    missing = count - _meminfo("HugePages_Free")
+    if missing <= 0:
+        yield ""
+        return
+    try:
+        _write(before + missing)
+    except OSError as error:
+        yield f"no huge pages: {POOL} cannot be written ({error.strerror})"
+        return
+    try:
+        free = _meminfo("HugePages_Free")
+        yield "" if free >= count else f"no huge pages: only {free} of {count} could be had"
+    finally:
+        _write(before)
+
+
+def _write(total: int) -> None:
+    with open(POOL, "w") as file:
+        file.write(str(total))
+
+
+def _meminfo(name: str) -> int:
+    with open("/proc/meminfo") as file:
+        for line in file:
+            key, _, value = line.partition(":")
+            if key == name:
+                return int(value.split()[0])
+    return 0
