@@ -3,11 +3,12 @@
  *     limit MODE UNIT UNITS TOUCHES WARM THREADS HANDLER FAULT_CPU HANDLER_CPU [FILE]
  *
  * MODE     copy      MISSING, resolved by UFFDIO_COPY into private anonymous memory
+ *          share     MISSING in a memfd, resolved by UFFDIO_COPY
  *          fill      MISSING in a memfd: pwrite to it, then UFFDIO_CONTINUE (the calls refault makes)
  *          continue  MINOR in a memfd that holds everything: UFFDIO_CONTINUE alone
  * HANDLER  process or thread
  * CPU      a number, or -1: wherever the scheduler puts it
- * FILE     read with pread for every page (copy, fill); without it the bytes come from memory
+ * FILE     read with pread for every page (but not continue); without it the bytes come from memory
  *
  * TOUCHES units, spread evenly over UNITS, are read in a shuffled order, each once, after WARM
  * others that are not counted.  Threads have disjoint parts.  One line of JSON is printed.
@@ -39,7 +40,7 @@
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
 
-enum mode { COPY, FILL, CONTINUE };
+enum mode { COPY, SHARE, FILL, CONTINUE };
 
 static enum mode mode;
 static size_t unit, size;
@@ -67,7 +68,7 @@ static void resolve(size_t offset)
 {
     if (mode != CONTINUE && file >= 0 && pread(file, staging, unit, offset) != (ssize_t)unit)
         die("pread");
-    if (mode == COPY) {
+    if (mode == COPY || mode == SHARE) {
         struct uffdio_copy copy = {
             .dst = (uintptr_t)region + offset, .src = (uintptr_t)staging, .len = unit};
         if (ioctl(uffd, UFFDIO_COPY, &copy) && errno != EEXIST)
@@ -188,7 +189,9 @@ int main(int argc, char **argv)
                         "HANDLER_CPU [FILE]\n");
         return 2;
     }
-    mode = !strcmp(argv[1], "copy") ? COPY : !strcmp(argv[1], "fill") ? FILL : CONTINUE;
+    static const char *const names[] = {"copy", "share", "fill", "continue"};
+    while (mode < CONTINUE && strcmp(argv[1], names[mode]))
+        mode++;
     unit = strtoull(argv[2], NULL, 0);
     uint64_t units = strtoull(argv[3], NULL, 0), touches = strtoull(argv[4], NULL, 0);
     uint64_t warm_touches = strtoull(argv[5], NULL, 0), all = touches + warm_touches;

@@ -32,7 +32,7 @@ def limit(
     Parameters
     ----------
     mode
-        "copy", "fill" or "continue".
+        "copy", "share", "fill" or "continue".
     warm
         Touches before those that count.
     path

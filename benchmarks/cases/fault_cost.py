@@ -8,8 +8,9 @@ refault only the faulting thread is bound, after the pager has started, and the 
 to follow it, as it does for a user.  "free" binds nothing.
 
 Fair: the C loop *fill* makes the system calls that refault makes (pread, pwrite, CONTINUE): what is
-left between the two is the price of Python.  The C loop *copy* saves one of them; the goals are
-set against it.  *copy, no file* and *continue* show how much of it is the fault alone.
+left between the two is the price of Python.  The C loop *copy* saves one of them, and needs no
+shared memory, which refault does; the goals are set against it.  *share* is UFFDIO_COPY to shared
+memory.  *copy, no file* and *continue* show how much of it is the fault alone.
 Neither evicts; `resident` is larger than what is touched.
 """
 
@@ -77,6 +78,7 @@ def _comparison(settings: Settings, unit: int, goal: float | None, touches: int)
             ours("refault, pinned", settings.cpu),
             bare(pinned, "copy", settings.cpu),
             bare("C fill, pinned", "fill", settings.cpu),
+            bare("C share, pinned", "share", settings.cpu),
             bare("C copy, pinned, thread", "copy", settings.cpu, "thread"),
             bare("C copy, no file, pinned", "copy", settings.cpu, file=False),
             bare("C continue, pinned", "continue", settings.cpu, file=False),

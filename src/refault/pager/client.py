@@ -140,6 +140,12 @@ class Client:
         loop.add(self.pidfd, lambda _: self.end())
         loop.add(uffd, self.on_faults)
         loop.add(wakeup, self.on_wakeup)
+        if message.user_mode_only:
+            say(
+                "only faults of user code can be served here: a system call that is handed a page "
+                "which is not there (file.write(array), socket.send(array)) fails with EFAULT; "
+                "populate or pin first; refault doctor says how to allow more"
+            )
         if message.resident is not None:
             self.pager.budget.set_limit(message.resident)
             self.pager.trim(self.pager.budget)

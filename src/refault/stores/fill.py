@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+
 from refault.errors import StoreError, UsageError
 
 __all__ = ["FillStore"]
 
 _BLOCK = 64 << 10
+
+
+@functools.lru_cache(maxsize=8)
+def _block(pattern: bytes) -> bytes:
+    """Whole patterns, so that a copy may go on at the block's beginning.
+
+    One more than a block needs, so that a usual page is one copy; and one block for all
+    stores of a pattern, for there may be thousands.
+    """
+    return pattern * (_BLOCK // len(pattern) + 2 if len(pattern) < _BLOCK else 1)
 
 
 class FillStore:
@@ -29,10 +41,7 @@ class FillStore:
             raise UsageError(f"the size of a fill store is {size}; give 0 or more bytes")
         self.size = size
         self._period = len(pattern)
-        # Whole patterns, so that a copy may go on at the block's beginning; and
-        # one more than a block needs, so that a usual page is one copy.
-        repeats = _BLOCK // len(pattern) + 2 if len(pattern) < _BLOCK else 1
-        self._block = memoryview(pattern * repeats)
+        self._block = memoryview(_block(bytes(pattern)))
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the pattern as it stands at `offset`."""

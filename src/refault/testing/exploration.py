@@ -14,7 +14,7 @@ from .scenario import Scenario
 from .tracing import describe, label, traced
 from .world import Step, World
 
-__all__ = ["BROKEN", "Exploration", "forget", "percentile", "replay", "run_to", "words"]
+__all__ = ["BROKEN", "Exploration", "percentile", "replay", "run_to", "words"]
 
 BROKEN = (Violation, AssertionError, LookupError, TypeError, ValueError, AttributeError)
 """What a wrong fault path may raise: a broken promise, or its own assertions, or plain nonsense."""
@@ -160,16 +160,10 @@ def run_to(scenario: Scenario, schedule: list[Step]) -> World:
     for step in schedule:
         perform(step)
     world.watch_pages()
-    forget(world)
-    return world
-
-
-def forget(world: World) -> None:
-    """Forget what was counted so far."""
     world.attempts.clear()
     world.ended.clear()
     world.writer_waits.clear()
-    world.transitions.clear()
+    return world
 
 
 def replay(scenario: Scenario, schedule: list[Step]) -> tuple[list[str], str]:

@@ -14,16 +14,13 @@ from collections.abc import Callable
 
 from refault.machine.simulated import Violation
 
-from .exploration import BROKEN, Exploration, forget, run_to, words
+from .exploration import BROKEN, Exploration, run_to, words
 from .fingerprint import fingerprint
 from .promises import check, check_end
 from .scenario import Scenario
 from .world import Step, World
 
 __all__ = ["explore"]
-
-KEEP_ALIVE = 2000
-"""How many new states are kept as they are, so that their first step needs no way to them."""
 
 PROGRESS_SECONDS = 0.2
 
@@ -59,13 +56,12 @@ def explore(
     graph = _Graph()
     began = told = time.perf_counter()
     seen = {fingerprint(World(scenario)): 0}
-    live: dict[int, World] = {}
     schedule: list[Step] = []
     node = 0
     try:
         while node < len(graph.parents):
             path = graph.path(node)
-            world = live.pop(node, None) or run_to(scenario, path)
+            world = run_to(scenario, path)
             steps = world.steps()
             if not steps:
                 schedule = path
@@ -83,10 +79,7 @@ def explore(
                 known = seen.get(state)
                 if known is None:
                     check(world)
-                    seen[state] = new = graph.add(node, step)
-                    if len(live) < KEEP_ALIVE:
-                        forget(world)
-                        live[new] = world
+                    seen[state] = graph.add(node, step)
                 else:
                     found.schedules += 1
                     graph.join(node, known)
