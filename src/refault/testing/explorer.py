@@ -46,7 +46,8 @@ def explore(
     max_states
         Stop after so many states; `Exploration.complete` is False then.
     progress
-        Called now and then; what it raises ends the exploration.
+        Called now and then.  If it raises KeyboardInterrupt, or somebody else does, what was
+        found so far is returned.
 
     Returns
     -------
@@ -89,6 +90,7 @@ def explore(
             if progress is not None and time.perf_counter() - told > PROGRESS_SECONDS:
                 told = time.perf_counter()
                 found.states, found.seconds = len(seen), told - began
+                found.visited = node
                 progress(found)
         else:
             trap = graph.trap()
@@ -96,10 +98,12 @@ def explore(
                 schedule = graph.path(trap)
                 raise Violation("from here on no end can be reached any more")
             found.complete = True
+    except KeyboardInterrupt:
+        found.interrupted = True
     except BROKEN as error:
         found.violation, found.schedule = words(error), schedule
         found.schedules += 1
-    found.states, found.seconds = len(seen), time.perf_counter() - began
+    found.states, found.visited, found.seconds = len(seen), node, time.perf_counter() - began
     return found
 
 

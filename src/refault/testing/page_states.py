@@ -69,6 +69,11 @@ TRANSITIONS: Final = (
     Transition("writing", "write ends", "clean", "the store or swap"),
     Transition("writing", "write fails", "dirty", "the store or swap"),
     Transition("writing", "made dirty", "writing, changed", "a write fault"),
+    Transition("writing", "lock", "writing, locked", "a fault that waited for the lock"),
+    Transition("writing, locked", "unlock", "writing", "a fault"),
+    Transition("writing, locked", "made dirty", "writing, changed, locked", "a write fault"),
+    Transition("writing, changed, locked", "unlock", "writing, changed", "a write fault"),
+    Transition("writing, changed", "lock", "writing, changed, locked", "a fault that waited"),
     Transition("writing, changed", "write ends", "dirty", "the store or swap"),
     Transition("writing, changed", "write fails", "dirty", "the store or swap"),
 )

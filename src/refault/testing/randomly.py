@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Callable
 
@@ -11,14 +12,16 @@ from .promises import check, check_end
 from .scenario import Scenario
 from .world import Step, World
 
-__all__ = ["explore_random"]
+__all__ = ["explore_random", "explore_random_parallel"]
 
 LONGEST = 5000
-CHECK_EVERY = 32
+CHECK_EVERY = 64
 """Of so many schedules one is checked after every step; the others at their end, and by what the
 machine, the tasks and the locks notice themselves."""
 
 PROGRESS_SECONDS = 0.2
+PART = 500
+"""Schedules that one process runs before it says what it found."""
 
 
 def explore_random(
@@ -43,24 +46,28 @@ def explore_random(
         Draw priorities that change now and then instead of single steps: finds orders in
         which somebody is held up for long.
     progress
-        Called now and then; what it raises ends the exploration.
+        Called now and then.  If it raises KeyboardInterrupt, or somebody else does, what was
+        found so far is returned.
 
     Returns
     -------
     Exploration
     """
     make = (lambda _: scenario) if isinstance(scenario, Scenario) else scenario
-    found = Exploration(make(seed))
+    found = Exploration(make(seed), first_seed=seed)
     began = told = time.perf_counter()
-    for number in range(seed, seed + schedules):
-        _run(found, make(number), number, priorities=priorities)
-        if found.violation:
-            break
-        if progress is not None and not number & 15:
-            now = time.perf_counter()
-            if now - told > PROGRESS_SECONDS:
-                told, found.seconds = now, now - began
-                progress(found)
+    try:
+        for number in range(seed, seed + schedules):
+            _run(found, make(number), number, priorities=priorities)
+            if found.violation:
+                break
+            if progress is not None and not number & 15:
+                now = time.perf_counter()
+                if now - told > PROGRESS_SECONDS:
+                    told, found.seconds = now, now - began
+                    progress(found)
+    except KeyboardInterrupt:
+        found.interrupted = True
     found.seconds = time.perf_counter() - began
     return found
 
@@ -98,3 +105,62 @@ def _prefer(world: World, weights: dict[Step, float], rng: random.Random) -> Ste
         weights.clear()
     steps = world.steps()
     return max(steps, key=lambda step: weights.setdefault(step, rng.random())) if steps else None
+
+
+def explore_random_parallel(
+    scenario: Scenario | Callable[[int], Scenario],
+    schedules: int,
+    *,
+    jobs: int,
+    seed: int = 0,
+    progress: Callable[[Exploration], None] | None = None,
+) -> Exploration:
+    """Do what `explore_random` does, in several processes.
+
+    Parameters
+    ----------
+    scenario
+        As there; it is sent to the processes, so a function must be one that pickle knows.
+    schedules, seed, progress
+        As there: the same numbers give the same schedules, whoever runs them.
+    jobs
+        How many processes.
+
+    Returns
+    -------
+    Exploration
+        Of several violations, the one with the shortest schedule.
+    """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+
+    first = scenario if isinstance(scenario, Scenario) else scenario(seed)
+    found = Exploration(first, first_seed=seed)
+    began = time.perf_counter()
+    part = max(1, min(PART, -(-schedules // jobs)))
+    with ProcessPoolExecutor(
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_interrupts_alone
+    ) as pool:
+        try:
+            parts = [
+                pool.submit(explore_random, scenario, min(part, schedules - at), seed=seed + at)
+                for at in range(0, schedules, part)
+            ]
+            for done in as_completed(parts):
+                found.add(done.result())
+                found.seconds = time.perf_counter() - began
+                if progress is not None:
+                    progress(found)
+                if found.violation:
+                    break
+        except KeyboardInterrupt:
+            found.interrupted = True
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    found.seconds = time.perf_counter() - began
+    return found
+
+
+def _leave_interrupts_alone() -> None:
+    """Ctrl-C is for the process that was started by hand; it ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

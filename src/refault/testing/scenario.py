@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterable
 from collections.abc import Mapping as MappingOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
+from refault.errors import UsageError
 from refault.fault.callers import RetryPolicy
 
 __all__ = ["Op", "Scenario", "load", "pin", "populate", "prefetch", "store"]
@@ -54,6 +57,8 @@ class Scenario:
     ----------
     name
         For reports.
+    about
+        One line for the list of scenarios.
     threads
         What each thread does, in order.
     pages
@@ -113,6 +118,7 @@ class Scenario:
     signals: tuple[tuple[int, Literal["interrupt", "kill"]], ...] = ()
     policy: RetryPolicy = RetryPolicy.MULTIPLE
     allowed: frozenset[str] | None = None
+    about: str = ""
 
     @functools.cached_property
     def ends(self) -> frozenset[str]:
@@ -127,3 +133,56 @@ class Scenario:
         if any(end != "error" for fails in self.read_failures.values() for end in fails):
             ends.add("SIGBUS")
         return frozenset(ends)
+
+    def scaled(self, threads: int | None = None, pages: int | None = None) -> Scenario:
+        """The same with more, or fewer, threads and pages.
+
+        Parameters
+        ----------
+        threads
+            How many.  The first ones are as they are; thread ``n + i`` of a scenario with `n`
+            does what thread `i` does, one page further.  Signals for threads that do not exist
+            are left out.
+        pages
+            How many.  Pages beyond the end are counted from the beginning again, and the
+            budget grows or shrinks in proportion, to no less than one page.
+
+        Returns
+        -------
+        Scenario
+        """
+        size = self.pages if pages is None else pages
+        count = len(self.threads) if threads is None else threads
+        if size < 1 or count < 1:
+            raise UsageError("a scenario needs a thread and a page; ask for at least 1 of each")
+        budget = self.budget
+        if budget is not None:
+            budget = max(1, budget * size // self.pages)
+
+        def here(given: Iterable[int]) -> frozenset[int]:
+            return frozenset(page for page in given if page < size)
+
+        return replace(
+            self,
+            threads=tuple(
+                tuple(_moved(op, number // len(self.threads), size) for op in ops)
+                for number, ops in zip(range(count), itertools.cycle(self.threads))  # noqa: B905
+            ),
+            pages=size,
+            budget=budget,
+            cached=here(self.cached),
+            dirty=frozenset(sorted(here(self.dirty))[:budget]),
+            swapped=here(self.swapped),
+            read_failures={page: f for page, f in self.read_failures.items() if page < size},
+            evictions=tuple(
+                tuple(sorted({page % size for page in each})) for each in self.evictions
+            ),
+            signals=tuple(each for each in self.signals if each[0] < count),
+        )
+
+
+def _moved(op: Op, by: int, pages: int) -> Op:
+    """An operation, some pages further, in an object of `pages`."""
+    length = min(op.last - op.first, pages)
+    first = min((op.first + by) % pages, pages - length)
+    return op._replace(first=first, last=first + length)

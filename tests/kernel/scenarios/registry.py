@@ -12,6 +12,7 @@ from .memory import NO_MEMORY, Kind
 
 __all__ = [
     "SCENARIOS",
+    "THIS_RUN",
     "KernelRefuses",
     "NotApplicable",
     "Outcome",
@@ -22,6 +23,8 @@ __all__ = [
 
 Verdict: TypeAlias = Literal["passes", "not applicable", "kernel refuses", "fails"]
 LIMIT: Final = 10.0
+THIS_RUN: Final = "this run: "
+"""A remark that begins so is about one run only, and is not put into the docs."""
 
 
 class NotApplicable(Exception):

@@ -31,7 +31,7 @@ from .memory import (
 from .registry import KernelRefuses, NotApplicable, scenario
 from .serving import Monitor, open_monitor
 from .swapping import NO_SWAP, has_swap
-from .thp import huge_bytes, require_thp, thp_setting, thp_sizes
+from .thp import huge_bytes, require_thp, thp_sizes
 
 __all__: list[str] = []
 
@@ -114,12 +114,10 @@ def remap_thp(kind: Kind) -> str:
     assert huge_bytes(area.start, area.length) == size
     bits, _ = moved_bits(area, room)
     check_moved(area, room, bits)
-    which = "shmem_enabled" if kind.file else "enabled"
-    others = [s for s in thp_sizes(which) if s != size]
-    on = [s for s in others if thp_setting(f"hugepages-{s >> 10}kB/{which}") != "never"]
+    others = len([s for s in thp_sizes("shmem_enabled" if kind.file else "enabled") if s != size])
     remark = f"{size >> 10} KiB"
-    if len(on) < len(others):
-        remark += "; smaller sizes are off on this machine"
+    if others:
+        remark += f", not the {others} smaller sizes"
     return remark + ("" if has_swap() else f"; not swapped out: {NO_SWAP}")
 
 
@@ -151,7 +149,7 @@ def hugetlb_mremap_and_ksm(kind: Kind) -> str:
     room.drop(0, 1)
     assert load(room.start) == 0, "not registered there"
     assert not select.select([descriptor], [], [], 0)[0]
-    return ""
+    return "mremap"
 
 
 def _ksm() -> str:

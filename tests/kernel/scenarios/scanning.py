@@ -42,7 +42,7 @@ from .memory import (
     read_bytes,
     store,
 )
-from .registry import KernelRefuses, scenario
+from .registry import THIS_RUN, KernelRefuses, scenario
 from .serving import open_monitor
 from .thp import huge_bytes, require_thp
 
@@ -264,4 +264,4 @@ def scan_transact(kind: Kind) -> str:
             for number in changed:
                 mirror[number] = read_bytes(area.at(number), 16)
     assert mirror == [read_bytes(area.at(number), 16) for number in area.numbers()]
-    return f"{sum(stores)} stores, {scans} scans, {reported} pages"
+    return THIS_RUN + f"{sum(stores)} stores, {scans} scans, {reported} pages"

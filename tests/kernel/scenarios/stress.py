@@ -27,7 +27,7 @@ from refault.machine import uffd
 from refault.machine.uffd import MODE_MISSING, MODE_WP, Message, Userfaultfd
 
 from .memory import ALL, ANON, Area, Kind, libc, load, read_bytes
-from .registry import scenario
+from .registry import THIS_RUN, scenario
 from .serving import PATIENCE, Monitor, open_descriptor, raw_ioctl
 
 __all__: list[str] = []
@@ -195,7 +195,7 @@ def run(kind: Kind, protect: bool) -> str:
     end = time.monotonic() + SECONDS
     while time.monotonic() < end or stress.bounces < 2 * POLL:
         stress.bounce(polled if stress.bounces & POLL else blocking)
-    return f"{stress.bounces} bounces, {stress.faults} faults, {stress.counted} counted"
+    return THIS_RUN + f"{stress.bounces} bounces, {stress.faults} faults, {stress.counted} counted"
 
 
 @scenario(

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from .all import SCENARIOS
 from .memory import Kind
-from .registry import Outcome, Scenario
+from .registry import THIS_RUN, Outcome, Scenario
 
 __all__ = ["DOCUMENT", "RESULTS", "Row", "committed", "result_of", "rows", "table", "write"]
 
@@ -46,10 +46,7 @@ def result_of(scenario: Scenario, kind: Kind, huge_problem: str) -> Outcome:
 
 
 def rows() -> Iterator[Row]:
-    """One for each scenario and each different result of it.
-
-    A remark to a success is left out: it may be about this run only.
-    """
+    """One for each scenario and each different result of it."""
     for scenario in SCENARIOS:
         groups: dict[str, list[str]] = {}
         for kind in scenario.kinds:
@@ -57,7 +54,8 @@ def rows() -> Iterator[Row]:
             if outcome is None:
                 result = ""
             elif outcome.verdict == "passes":
-                result = "passes"
+                remark = "" if outcome.why.startswith(THIS_RUN) else outcome.why
+                result = f"passes ({remark})" if remark else "passes"
             else:
                 why = outcome.why.strip().splitlines()[-1] if outcome.why else "no reason given"
                 result = f"{outcome.verdict} ({why})"
