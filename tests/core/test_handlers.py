@@ -106,8 +106,19 @@ def mapped_by(world: World, index: int, flags: int = FIRST, **how) -> tuple[int,
 def test_neighbours_are_mapped_as_well() -> None:
     world = World(64)
     world.fill(range(40))
+    world.mapping.ahead.update(range(6, 40))
     assert mapped_by(world, 5) == (5, 5 + FAULT_AROUND)
     assert mapped_by(world, 38) == (38, 40)
+
+
+def test_only_what_was_read_ahead_and_never_mapped() -> None:
+    world = World(64)
+    world.fill(range(40))
+    assert mapped_by(world, 5) == (5, 6)
+    world.mapping.ahead.update(range(6, 9))
+    assert mapped_by(world, 5) == (5, 9)
+    assert mapped_by(world, 5) == (5, 6), "mapped once, it is not mapped again"
+    assert not world.mapping.ahead
 
 
 def test_not_for_writes_nor_for_protected_pages() -> None:
@@ -121,6 +132,7 @@ def test_not_for_writes_nor_for_protected_pages() -> None:
 def test_not_beyond_the_vma() -> None:
     world = World()
     world.fill(range(10))
+    world.mapping.ahead.update(range(10))
     part = world.add_vma(world.mapping, 0x900_0000, offset=4 * PAGE, length=3 * PAGE)
     assert mapped_by(world, 5, vma=part) == (5, 7)
 
@@ -128,6 +140,7 @@ def test_not_beyond_the_vma() -> None:
 def test_not_beyond_the_object() -> None:
     world = World(6)
     world.fill(range(6))
+    world.mapping.ahead.update(range(6))
     assert mapped_by(world, 4) == (4, 6)
 
 
@@ -136,6 +149,7 @@ def test_not_over_pages_that_differ(state: int) -> None:
     world = World()
     world.fill(range(10))
     world.mapping.flags[8] |= state
+    world.mapping.ahead.update(range(10))
     assert mapped_by(world, 5) == (5, 8)
 
 
@@ -144,6 +158,7 @@ def test_dirty_pages_go_with_dirty_ones() -> None:
     world.fill(range(4), dirty=True)
     world.fill(range(4, 8))
     world.machine.tables.clear()
+    world.mapping.ahead.update(range(8))
     assert mapped_by(world, 2) == (2, 4)
     world.check()
 
@@ -153,6 +168,7 @@ def test_marker_is_taken_off_the_page_that_is_touched() -> None:
     world.fill([3, 4])
     world.mapping.flags[3] |= PG_READAHEAD
     world.mapping.flags[4] |= PG_READAHEAD
+    world.mapping.ahead.update([3, 4])
     assert mapped_by(world, 3) == (3, 4)
     assert not world.mapping.flags[3] & PG_READAHEAD
     assert world.mapping.flags[4] & PG_READAHEAD
@@ -758,6 +774,7 @@ def test_signal_ends_the_wait_for_a_monitor(signal: Signal) -> None:
 
 def test_reader_and_others_do_not_ask() -> None:
     world = protected_world()
+    world.mapping.ahead.add(4)
     run, vmf = world.attempt(3, FIRST)
     assert run.result == 0
     # Neighbours come with it, but nothing becomes writable that must be copied first.

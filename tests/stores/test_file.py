@@ -13,7 +13,7 @@ import pytest
 
 from refault.errors import StoreError, UsageError
 from refault.stores.base import NowaitStore, WritableStore
-from refault.stores.file import FileStore
+from refault.stores.file import FileStore, in_memory
 
 SIZE = 300_000
 DATA = bytes((i * 13 + i // 251) % 256 for i in range(SIZE))
@@ -79,7 +79,8 @@ def test_read_nowait_is_all_or_nothing(path: Path) -> None:
     store = opened(path)
     buffer = bytearray(8192)
     store.read_into(0, memoryview(buffer))
-    if store.read_nowait(0, memoryview(buffer)):
+    buffer = bytearray(8192)
+    if store.read_nowait(0, memoryview(buffer)) or in_memory(store.key[0]):
         assert buffer == DATA[:8192]
     else:
         assert not store._nowait, "in the page cache, and not given"
@@ -99,6 +100,7 @@ def test_read_nowait_remembers_that_it_is_not_supported(
 ) -> None:
     store = opened(path)
     calls = []
+    monkeypatch.setattr("refault.stores.file.in_memory", lambda device: False)
 
     def preadv(fd: int, buffers: list[memoryview], offset: int, flags: int) -> int:
         calls.append(flags)
@@ -108,6 +110,18 @@ def test_read_nowait_remembers_that_it_is_not_supported(
     for _ in range(3):
         assert store.read_nowait(0, memoryview(bytearray(10))) is False
     assert calls == [os.RWF_NOWAIT] * (3 if again else 1)
+    store.close()
+
+
+def test_a_file_in_memory_is_read_at_once(path: Path) -> None:
+    """Where nothing is ever waited for, RWF_NOWAIT is not needed."""
+    store = opened(path)
+    if not in_memory(store.key[0]):
+        pytest.skip("a disk")
+    for offset in (0, 4096, SIZE - 4096):
+        buffer = bytearray(4096)
+        assert store.read_nowait(offset, memoryview(buffer))
+        assert buffer == DATA[offset : offset + 4096]
     store.close()
 
 

@@ -207,7 +207,9 @@ def report(found: Exploration, *, show: bool = False) -> list[str]:
         f"{found.schedules:,} schedules in {found.seconds:.2f} s ({rate:,.0f}/s)"
     ]
     if found.violation:
-        lines += ["", found.report(), ""]
+        told = found.report().splitlines()
+        lines += ["", *told, ""]
+        lines += [line.strip() for line in told if line.strip().startswith("why: ")]
         if found.seed is not None:
             lines.append(
                 f"Again: refault explore {found.scenario.name.partition('-')[0]} "

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from refault.memory.address_space import AddressSpace
-from refault.memory.page import PG_LOCKED, PG_READAHEAD, PG_UPTODATE
+from refault.memory.page import PG_LOCKED, PG_READAHEAD, PG_READING, PG_UPTODATE
 from refault.memory.vma import Vma
 from refault.memory.wait import RESCHEDULE, Task, TaskState, Waits
 
@@ -251,10 +251,13 @@ def readahead(
     for index in range(first, min(last, mapping.pages)):
         if mapping.flags[index] & (PG_UPTODATE | PG_LOCKED) or index in mapping.errors:
             continue
-        if mark and not begun:
-            mapping.flags[index] |= PG_READAHEAD
         vmf = Fault(machine, task, vma, index, flags, populate=False)
         yield from handle_mm_fault(vmf)
+        if not mapping.flags[index] & (PG_UPTODATE | PG_READING):
+            break  # there is no room: what comes behind would have none either
+        if mark and not begun:
+            mapping.flags[index] |= PG_READAHEAD
+        mapping.ahead.add(index)
         mapping.counters.readahead += 1
         begun += 1
     return begun

@@ -166,6 +166,8 @@ def finish_fault(vmf: Fault) -> int:
     if not write and not vmf.protected:
         first, last = fault_around(vmf)
         mapping.flags[index] &= ~PG_READAHEAD
+    if mapping.ahead:
+        mapping.ahead.difference_update(range(first, last))
     vmf.machine.map_units(vma, first, last, writable=writable, protected=vmf.protected)
     return 0
 
@@ -173,15 +175,19 @@ def finish_fault(vmf: Fault) -> int:
 def fault_around(vmf: Fault) -> tuple[int, int]:
     """Find the units behind this one that can be mapped in the same call.
 
-    Source: ``do_fault_around``.  Units that differ in being dirty are not taken: one call
-    maps all of them writable or all of them protected.
+    Source: ``do_fault_around``; but only units that were read ahead and that no fault has
+    mapped yet are taken.  To map one again costs as much as a fault: measured, a dense
+    shuffled read of 64 KiB units was 4 times slower.  Units that differ in being dirty are not
+    taken either: one call maps all of them writable or all of them protected.
     """
-    flags, index = vmf.mapping.flags, vmf.index
+    flags, index, ahead = vmf.mapping.flags, vmf.index, vmf.mapping.ahead
+    last = index + 1
+    if last not in ahead:
+        return index, last
     want = PG_UPTODATE | (flags[index] & PG_DIRTY)
     mask = PG_UPTODATE | PG_LOCKED | PG_DIRTY | PG_READAHEAD
-    last = index + 1
     stop = min(vmf.mapping.pages, index + FAULT_AROUND, vmf.vma.index_of(vmf.vma.end - 1) + 1)
-    while last < stop and flags[last] & mask == want:
+    while last < stop and last in ahead and flags[last] & mask == want:
         last += 1
     return index, last
 

@@ -143,9 +143,7 @@ class Pagemap:
     def __init__(self, pid: int | None = None, *, vector: int = 512) -> None:
         self._size = vector
         self._buffer = bytearray(vector * _RANGE.size)
-        self._address = (
-            ctypes.addressof(ctypes.c_char.from_buffer(self._buffer)) if vector else 0
-        )
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer)) if vector else 0
         name = f"/proc/{'self' if pid is None else pid}/pagemap"
         self.fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
 

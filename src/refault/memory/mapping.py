@@ -169,10 +169,11 @@ class Mapping:
         self.private = private
         self.writable = writable
         self.pages = -(-size // page_size)
-        self.flags = bytearray(self.pages)
+        self.flags = self.make_flags(self.pages)
         self.dirty = 0
         self.vmas: list[Vma] = []
         self.pins: dict[int, int] = {}
+        self.ahead: set[int] = set()
         self.errors: dict[int, PageError] = {}
         self.write_errors: dict[int, BaseException] = {}
         self.counters = Counters()
@@ -198,8 +199,14 @@ class Mapping:
         """The object has become larger."""
         self.size = size
         pages = -(-size // self.page_size)
-        self.flags.extend(bytes(pages - self.pages))
+        old, self.flags = self.flags, self.make_flags(pages)
+        self.flags[: self.pages] = old
         self.pages = pages
+
+    @staticmethod
+    def make_flags(pages: int) -> bytearray | memoryview:
+        """So many state bytes, all 0; a machine may have lazier ones."""
+        return bytearray(pages)
 
     def budget_changed(self) -> None:
         """The limit of the budget is another one: so are the windows that follow from it."""
@@ -276,6 +283,7 @@ class Mapping:
         if error is None:
             self.set_uptodate(index)
         else:
+            self.ahead.discard(index)
             self.budget.uncharge(self.page_size)
             self.set_error(index, error, permanent=permanent)
         self.unlock_page(index)
@@ -313,6 +321,7 @@ class Mapping:
         if self.flags[index] & (PG_DIRTY | PG_WRITEBACK):
             raise AssertionError(f"unit {index} of {self.name} dropped while it is dirty")
         self.flags[index] &= ~(PG_UPTODATE | PG_ACTIVE | PG_READAHEAD)
+        self.ahead.discard(index)
         self.working_set.remove(index, ghost=ghost)
         self.counters.evictions += ghost
         self.budget.uncharge(self.page_size)

@@ -115,7 +115,7 @@ def handle(client: Client, message: Any, fds: list[int]) -> None:
     rest = fds[1:]
     try:
         _HANDLERS[type(message)](request, message, rest)
-    except (Error, OSError, IndexError) as error:
+    except (Error, OSError, LookupError, ValueError) as error:
         for fd in rest:
             os.close(fd)
         request.fail(error)

@@ -293,6 +293,7 @@ class Pager:
             self.references[mapping].discard(region.number)
             if not self.references[mapping]:
                 self._free(mapping)
+            self.stop_if_idle()
 
     def _last_writeback(self, mapping: LinuxMapping, region: Region, task: Task) -> Waits[None]:
         if mapping.private or not mapping.writable:

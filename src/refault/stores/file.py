@@ -4,7 +4,7 @@ Some facts about files
 ----------------------
 * ``preadv2(RWF_NOWAIT)`` reads what is in the page cache and nothing else.  It
   fails with EAGAIN if nothing is there, answers short if only the beginning is,
-  and tmpfs refuses it altogether (EOPNOTSUPP).
+  and tmpfs refuses it altogether (EOPNOTSUPP): but there a plain read waits for nothing.
 * ``pwrite`` past the end of a file extends it, with zeros in between.  If the
   file was truncated under us, writing one page back would turn all missing
   pages before it into zeros that look like data.  So the length is looked at
@@ -26,13 +26,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import stat
 import threading
 
 from refault.errors import StoreError, UsageError
 
-__all__ = ["FileStore"]
+__all__ = ["FileStore", "in_memory"]
 
 _HOPELESS = frozenset(
     {
@@ -57,6 +58,21 @@ _NEXT_STEP = {
     errno.EROFS: "mount the filesystem read-write, or open the region with mode 'c'",
     errno.ESTALE: "the file is gone from its server; open it again",
 }
+
+
+@functools.lru_cache(maxsize=64)
+def in_memory(device: int) -> bool:
+    """Whether a device number is that of a filesystem which is nothing but memory."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo") as mounts:
+            for line in mounts:
+                fields, _, source = line.partition(" - ")
+                if fields.split()[2] == number:
+                    return source.split()[0] in ("tmpfs", "ramfs")
+    except (OSError, IndexError):
+        pass
+    return False
 
 
 class FileStore:
@@ -87,6 +103,7 @@ class FileStore:
         self.writable = writable
         self._fd = fd
         self._nowait = True
+        self._nowait_flags = os.RWF_NOWAIT
         self._lock = threading.Lock()
         self._users = 0
         self._closed = False
@@ -117,11 +134,14 @@ class FileStore:
         if not self._nowait or not 0 <= offset <= self.size - len(buffer):
             return False
         try:
-            return os.preadv(self._fd, (buffer,), offset, os.RWF_NOWAIT) == len(buffer)
+            return os.preadv(self._fd, (buffer,), offset, self._nowait_flags) == len(buffer)
         except BlockingIOError:
             return False
         except OSError as error:
             if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                if self._nowait_flags and in_memory(self.key[0]):
+                    self._nowait_flags = 0
+                    return self.read_nowait(offset, buffer)
                 self._nowait = False
             return False
 

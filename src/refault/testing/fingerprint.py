@@ -102,7 +102,9 @@ def fingerprint(world: World) -> int:
             tuple(sorted(mapping.write_errors)),
             tuple(sorted(_pause(world, error) for error in machine.cooling)),
             tuple(sorted(mapping.pins.items())),
-            mapping.budget.reclaiming,
+            tuple(sorted(mapping.ahead)),
+            tuple(sorted(mapping.ahead)),
+            (mapping.reclaiming, mapping.budget.reclaiming),
             mapping.budget.usage,
             tuple(sorted(world.evictions)),
             tuple(sorted(world.unmaps)),
@@ -111,7 +113,7 @@ def fingerprint(world: World) -> int:
             tuple(map(len, world.read_failures.values())),
             world.write_failures,
             world.flushes,
-            None if world.goal is None else values.each(world.goal),
+            tuple(map(values.each, world.goals)),
             None
             if protection is None
             else (
@@ -135,8 +137,9 @@ class _Values:
         for io in self.machine.io:
             for at, value in enumerate(io.captured):
                 found[io.first + at].add(value)
-        for page, value in enumerate(world.goal or ()):
-            found[page].add(value)
+        for goal in world.goals:
+            for page, value in enumerate(goal):
+                found[page].add(value)
         if world.protection is not None:
             for page in world.protection.units:
                 found[page].add(world.instant[page])

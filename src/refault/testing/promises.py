@@ -44,7 +44,7 @@ from refault.memory.page import (
     page_flag_names,
 )
 from refault.memory.rwsem import _Ticket
-from refault.memory.wait import WaitReason
+from refault.memory.wait import TaskState, WaitReason
 
 from .fingerprint import frames, queue_names
 from .world import content_words
@@ -57,6 +57,12 @@ __all__ = ["check", "check_end"]
 
 KEEPS_LOCK = frozenset({WaitReason.PAGE_LOCK, WaitReason.READ, WaitReason.MEMORY})
 """What a later try waits for with the lock held."""
+
+_SLEEPS_AT_MOST = {
+    WaitReason.PAGE_LOCK: TaskState.KILLABLE,
+    WaitReason.WRITEBACK: TaskState.UNINTERRUPTIBLE,
+}
+"""Waits that not every signal ends."""
 
 
 def check(world: World) -> None:
@@ -145,6 +151,10 @@ def _check_sleeper(world: World, task: SimulatedTask, queues: dict[int, str]) ->
         if kind == "monitor" and world.protection is not None:
             if int(number) not in world.protection.units:
                 raise Violation(f"{task.name} waits for a copy that was made")
+    if task.interrupted(_SLEEPS_AT_MOST.get(wait.reason, task.listens)) and task.interrupted(
+        task.listens
+    ):
+        raise Violation(f"V5: {task.name} sleeps for {wait.reason.value} although it was signalled")
     attempt = _attempt(task)
     if attempt is not None and wait.reason is not WaitReason.ADDRESS_SPACE:
         _check_attempt(task, attempt, wait.reason)

@@ -90,6 +90,15 @@ SCENARIOS: Final = {
             signals=((0, "kill"),),
         ),
         Scenario(
+            name="gup-third-retry",
+            about="the three tries of third-retry, made by pin",
+            threads=((pin(0, 1, write=True),),),
+            pages=1,
+            private=True,
+            swapped=frozenset({0}),
+            protections=1,
+        ),
+        Scenario(
             name="gup-unmap",
             about="populate of two pages whose range is unmapped meanwhile",
             threads=((populate(0, 2), load(0)), (load(1),)),
@@ -174,12 +183,10 @@ SCENARIOS: Final = {
         ),
         Scenario(
             name="flush-twice",
-            about="the same with two flushes and another write",
-            threads=((store(0), store(0)), (store(0),)),
+            about="two flushes at the same time, while a thread writes",
+            threads=((store(0), store(0)),),
             pages=1,
-            evictions=((0,),),
             flushes=2,
-            write_failures=1,
         ),
         Scenario(
             name="two-ranges",
@@ -204,7 +211,7 @@ SCENARIOS: Final = {
 """By name."""
 
 LARGE: Final = frozenset(
-    {"flush-twice", "nowait-writer", "pin-pressure-writing", "three-threads-writing"}
+    {"nowait-writer", "pin-pressure-writing", "three-threads-writing"}
 )
 """Those that take more than a few seconds to exhaust."""
 

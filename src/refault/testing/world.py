@@ -17,7 +17,7 @@ from refault.fault import gup
 from refault.fault.callers import FaultOutcome, user_fault
 from refault.fault.gup import Foll
 from refault.fault.reclaim import evict_units, reclaim, sync_units
-from refault.fault.results import VM_FAULT_ERROR, VM_FAULT_SIGBUS
+from refault.fault.results import VM_FAULT_ERROR, VM_FAULT_RETRY, VM_FAULT_SIGBUS
 from refault.machine.simulated import PAGE, SimulatedMachine, Violation
 from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
@@ -34,6 +34,7 @@ from .tasks import SimulatedTask, WatchedLock
 __all__ = ["SimulatedThread", "Step", "World", "content", "content_words"]
 
 SPIN_LIMIT: Final = 24
+FAILED: Final = VM_FAULT_ERROR | VM_FAULT_RETRY
 
 Step: TypeAlias = tuple[str, int]
 """Something that can happen next: what, and to which."""
@@ -144,7 +145,7 @@ class World:
         self.write_failures = scenario.write_failures
         self.evictions = list(scenario.evictions)
         self.flushes = scenario.flushes
-        self.goal: list[int] | None = None
+        self.goals: list[list[int]] = []
         self.unmaps = list(scenario.unmaps)
         self.unmapping = 0
         self.signals = list(scenario.signals)
@@ -206,7 +207,7 @@ class World:
             ]
         found += [("cooled", at) for at in range(len(self.machine.cooling))]
         found += [("evict", at) for at in range(len(self.evictions))]
-        if self.flushes and self.goal is None:
+        if self.flushes:
             found.append(("flush", 0))
         protection = self.protection
         if protection is not None:
@@ -339,9 +340,13 @@ class World:
             protected=protected,
             policy=self.scenario.policy,
         )
-        self._spawn(task, generator, lambda outcome: self._faulted(thread, page, outcome))
+        self._spawn(
+            task, generator, lambda outcome: self._faulted(thread, page, outcome, write=write)
+        )
 
-    def _faulted(self, thread: SimulatedThread, page: int, outcome: FaultOutcome) -> None:
+    def _faulted(
+        self, thread: SimulatedThread, page: int, outcome: FaultOutcome, *, write: bool
+    ) -> None:
         del thread.faults[page]
         self.attempts.append(outcome.attempts)
         if self.trace is not None:
@@ -350,6 +355,13 @@ class World:
                 f"the fault of thread {thread.number} on page {page} ends after "
                 f"{tries}: {_result_words(outcome)}"
             )
+        if outcome.vma is not None and not outcome.interrupted and not outcome.result & FAILED:
+            entry = self.machine.tables[thread.vma].get(page)
+            if entry is None or (write and not entry):
+                raise Violation(
+                    f"the fault of thread {thread.number} ends well, and page {page} is not mapped "
+                    "as it was needed"
+                )
         waits_here = thread.asleep is not None and thread.asleep[0] == page
         if outcome.interrupted and thread.signal is Signal.KILL and not thread.end:
             self._end(thread, "killed")
@@ -405,7 +417,9 @@ class World:
         if outcome.done < end and not thread.vma.detached:
             raise Violation(f"{op.kind} ends early, and says neither error nor signal")
         if op.kind == "pin" and len(pinned) != op.last - op.first and not thread.vma.detached:
-            raise Violation(f"pin of thread {thread.number} holds {len(pinned)} pages")
+            raise Violation(
+                f"pin of thread {thread.number} ends well and holds {len(pinned)} pages"
+            )
         self._advance_thread(thread)
 
     def _woken(self, vma: Vma, first: int, last: int) -> None:
@@ -493,15 +507,15 @@ class World:
         self._spawn(task, work, lambda _: None)
 
     def _flush(self, _: int) -> None:
+        goal = list(self.truth)
+        self.goals.append(goal)
+        task = SimulatedTask(self, f"flush {self.scenario.flushes - self.flushes + 1}")
         self.flushes -= 1
-        self.goal = list(self.truth)
-        task = SimulatedTask(self, "the flush")
         work = sync_units(self.machine, self.mapping, 0, self.mapping.pages, task)
-        self._spawn(task, work, self._flushed)
+        self._spawn(task, work, lambda failed: self._flushed(goal, failed))
 
-    def _flushed(self, failed: BaseException | None) -> None:
-        goal, self.goal = self.goal, None
-        assert goal is not None
+    def _flushed(self, goal: list[int], failed: BaseException | None) -> None:
+        self.goals = [other for other in self.goals if other is not goal]
         if failed is not None:
             return
         place = self.machine.swapped if self.scenario.private else self.machine.stored
