@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from helpers import processes
 from helpers.child import run_child
 from helpers.userfaultfd import needs_userfaultfd
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left() -> Iterator[None]:
+    """No descendant is there afterwards that was not there before (a resource tracker, say)."""
+    before = {process.pid for process in processes.descendants()}
+    yield
+    assert not [process for process in processes.descendants() if process.pid not in before]
+
 
 HOLD_THE_GIL = """
     import ctypes
@@ -103,7 +113,6 @@ def test_hang_with_the_gil_held_is_described_and_killed(watchdog: bool) -> None:
     assert "in stuck_here" in text
     assert "before" in text
     assert "wchan" in text
-    assert not processes.descendants()
 
 
 @needs_userfaultfd
@@ -115,7 +124,6 @@ def test_page_that_nobody_serves_is_described_and_killed(mode: str) -> None:
     text = str(caught.value)
     assert "in stuck_here" in text
     assert "handle_userfault" in text or os.geteuid() != 0
-    assert not processes.descendants()
 
 
 def test_hang_shows_the_stacks_of_an_orphan_in_its_own_session() -> None:
@@ -128,7 +136,6 @@ def test_hang_shows_the_stacks_of_an_orphan_in_its_own_session() -> None:
     """
     with pytest.raises(pytest.fail.Exception, match="in orphan_waits"):
         run_child(code, timeout=2)
-    assert not processes.descendants()
 
 
 def test_descendant_that_lives_on_fails_the_test() -> None:
@@ -138,7 +145,6 @@ def test_descendant_that_lives_on_fails_the_test() -> None:
     """
     with pytest.raises(pytest.fail.Exception, match=r"(?s)live on after 0.2 s.*sleep 100"):
         run_child(code, timeout=20, orphans=0.2)
-    assert not processes.descendants()
 
 
 def test_descendant_that_ends_in_time_is_reaped() -> None:
@@ -147,7 +153,6 @@ def test_descendant_that_ends_in_time_is_reaped() -> None:
         subprocess.Popen(["sleep", "0.3"], start_new_session=True).returncode = 0
     """
     run_child(code, timeout=20)
-    assert not processes.descendants()
 
 
 def test_other_user() -> None:

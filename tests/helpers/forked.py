@@ -133,14 +133,14 @@ def _listen(answers: IO[bytes], pid: int, limit: float) -> tuple[Any, str]:
     """The answer, if it comes: its length, and then itself.  Grandchildren may hold the pipe."""
     data = b""
     deadline = time.monotonic() + limit
-    pidfd = os.pidfd_open(pid)
+    pipe, pidfd = answers.fileno(), os.pidfd_open(pid)
     try:
         while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8], "little"):
             left = deadline - time.monotonic()
-            ready = select.select([answers, pidfd], [], [], max(left, 0))[0]
+            ready = select.select([pipe, pidfd], [], [], max(left, 0))[0]
             if left <= 0 or not ready:
                 return None, f"not done after {limit} s\n{_stacks(pid)}"
-            if answers not in ready and not select.select([answers], [], [], 0)[0]:
+            if pipe not in ready and not select.select([pipe], [], [], 0)[0]:
                 return None, ""
             piece = answers.read(1 << 16)
             if not piece:

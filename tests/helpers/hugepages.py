@@ -12,22 +12,21 @@ POOL = "/proc/sys/vm/nr_hugepages"
 
 @contextlib.contextmanager
 def reserved_huge_pages(count: int) -> Iterator[str]:
-    """Have `count` free huge pages of the default size; yields why not, or ""."""
+    """Have `count` more huge pages of the default size; yields why not, or "".
+
+    Added, and taken away again, whatever the pool holds: another run may do the same meanwhile.
+    """
     before = _meminfo("HugePages_Total")
-    missing = count - _meminfo("HugePages_Free")
-    if missing <= 0:
-        yield ""
-        return
     try:
-        _write(before + missing)
+        _write(before + count)
     except OSError as error:
         yield f"no huge pages: {POOL} cannot be written ({error.strerror})"
         return
+    added = _meminfo("HugePages_Total") - before
     try:
-        free = _meminfo("HugePages_Free")
-        yield "" if free >= count else f"no huge pages: only {free} of {count} could be had"
+        yield "" if added >= count else f"no huge pages: only {added} of {count} could be had"
     finally:
-        _write(before)
+        _write(max(0, _meminfo("HugePages_Total") - added))
 
 
 def _write(total: int) -> None:

@@ -76,9 +76,9 @@ def _open(config: int) -> int:
 
 
 def own_all_pages() -> None:
-    """Make every page of ours present and writable, so that only the faults in question are counted.
+    """Make every page of ours present and writable, so that only others' faults are counted.
 
-    After a fork the first write to each page is a fault.
+    After a fork the first write to each page is a fault.  To be called before anything is lazy.
     """
     _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     with open("/proc/self/maps") as file:

@@ -18,9 +18,9 @@ a page is asked for    the fault waits (READ,            a message (MISSING, WP)
 =====================  ================================  ===================================
 
 Compared are, for each thread: what it asks for, in order, and how each fault ends: after how many
-tries, and with what.  On the kernel a try cannot be seen; every message is one that did not succeed,
-and the counters of perf say how many exceptions there were and in which of them more than one
-retry was needed, so that nothing is left to be guessed.
+tries, and with what.  On the kernel a try cannot be seen; every message is one that did not
+succeed, and the counters of perf say how many exceptions there were and in which of them more
+than one retry was needed, so that nothing is left to be guessed.
 """
 
 from __future__ import annotations
@@ -114,9 +114,7 @@ CASES: Final = (
         threads=("store",),
         script=(("touch", 0), ("copy", 0)),
     ),
-    Case(
-        name="load-protected", start="protected", threads=("load",), script=(("touch", 0),)
-    ),
+    Case(name="load-protected", start="protected", threads=("load",), script=(("touch", 0),)),
     Case(
         name="third-retry",
         start="both",
@@ -321,7 +319,6 @@ class _Kernel:
 
     def run(self, sizes: list[int]) -> tuple[Record, list[Faults]]:
         signal.signal(signal.SIGUSR1, lambda *_: None)
-        own_all_pages()
         with catching(signal.SIGBUS, self._broken):
             for (verb, at), size in zip(self.case.script, sizes, strict=True):
                 self._do(verb, at)
@@ -416,4 +413,5 @@ def on_the_kernel(case: Case, sizes: list[int]) -> tuple[Record, list[Faults]]:
     record, faults
         What happened, and what the kernel counted for each thread; -1 if it may not be asked.
     """
+    own_all_pages()
     return _Kernel(case).run(sizes)

@@ -18,12 +18,16 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import select
+import signal
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
 from helpers.forked import run_forked
-from helpers.perf import FaultCounters, Faults, perf_problem
+from helpers.perf import FaultCounters, Faults, own_all_pages, perf_problem
 from helpers.userfaultfd import needs_userfaultfd
 from kernel.scenarios.memory import (
     ALL,
@@ -39,7 +43,7 @@ from kernel.scenarios.memory import (
     pattern,
     store,
 )
-from kernel.scenarios.serving import Monitor, Touch, open_monitor, until
+from kernel.scenarios.serving import Monitor, Touch, open_monitor
 from refault.machine import uffd
 from refault.machine.uffd import (
     FAULT_WP,
@@ -93,11 +97,15 @@ def protecting(area: Area) -> Callable[[Userfaultfd, Message], None]:
         if message[1] & FAULT_WP:
             descriptor.write_protect(area.at(number), area.page, 0)
         else:
-            descriptor.copy(
-                area.at(number), source + number * area.page, area.page, uffd.COPY_WP
-            )
+            descriptor.copy(area.at(number), source + number * area.page, area.page, uffd.COPY_WP)
 
     return answer
+
+
+def next_messages(descriptor: Userfaultfd, buffer: bytearray) -> list[Message]:
+    """What can be read, once there is something."""
+    select.select([descriptor], [], [], LIMIT / 2)
+    return descriptor.read_messages(buffer)
 
 
 def faults(all_: int, *, major: int) -> Faults:
@@ -112,7 +120,11 @@ def check(found: Faults, expected: Faults) -> None:
 
 
 def run(work: Callable[[], object]) -> object:
-    ended = run_forked(work, limit=LIMIT)
+    def attempt() -> object:
+        own_all_pages()
+        return work()
+
+    ended = run_forked(attempt, limit=LIMIT)
     if ended.error:
         pytest.fail(ended.error, pytrace=False)
     return ended.value
@@ -166,7 +178,7 @@ def test_each_bare_wake_is_a_try(kind: Kind, wakes: int) -> None:
         buffer = bytearray(64 * uffd.MESSAGE_SIZE)
         heard: list[Message] = []
         for number in range(wakes + 1):
-            until(lambda: heard.extend(descriptor.read_messages(buffer)) or len(heard) > number, "")
+            heard += next_messages(descriptor, buffer)
             assert len(heard) == number + 1
             if number < wakes:
                 descriptor.wake(area.start, area.page)
@@ -206,12 +218,8 @@ def test_signals_begin_a_new_exception() -> None:
     """Not a retry: the handler runs, and the instruction faults again from the beginning."""
 
     def work() -> None:
-        import signal
-        import threading
-        import time
-
         libc.pthread_kill.argtypes = (ctypes.c_ulong, ctypes.c_int)
-        calls = []
+        calls: list[int] = []
         handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(calls.append)
         libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
         libc.signal(signal.SIGUSR1, ctypes.cast(handler, ctypes.c_void_p))
@@ -228,7 +236,7 @@ def test_signals_begin_a_new_exception() -> None:
         buffer = bytearray(64 * uffd.MESSAGE_SIZE)
         heard: list[Message] = []
         for number in range(6):
-            until(lambda: heard.extend(descriptor.read_messages(buffer)) or len(heard) > number, "")
+            heard += next_messages(descriptor, buffer)
             if number < 5:
                 libc.pthread_kill(idents[0], signal.SIGUSR1)
         time.sleep(0.02)

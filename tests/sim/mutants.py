@@ -10,7 +10,6 @@ looks for the scenario that catches each fastest.
 """
 
 from __future__ import annotations
-
 import __future__
 
 import inspect
@@ -25,7 +24,7 @@ from types import CodeType
 from typing import Any
 
 from refault.fault import callers, gup, handlers, locks, reclaim, userfault, vmf
-from refault.memory import address_space, budget, mapping, protection, rwsem
+from refault.memory import budget, mapping, protection, rwsem
 from refault.testing import SCENARIOS, Exploration, explore
 from refault.testing.pictures import drawn
 

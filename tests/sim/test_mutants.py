@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from refault.testing import SCENARIOS, explore
+from refault.testing import SCENARIOS, explore, explore_random, mixed, replay
 from sim.mutants import MUTANTS, TABLE, Mutant, alive, by_name, hunt
 
 
@@ -20,6 +20,19 @@ def test_is_caught(mutant: Mutant) -> None:
     )
     assert found.violation, f"{mutant.name} survives {mutant.scenario}"
     assert found.seconds < 30
+
+
+def test_random_schedules_find_it_too() -> None:
+    """And the report has the shortest schedule that was found, which breaks the same promise."""
+    with alive(by_name("detached-vma")):
+        found = explore_random(mixed, 4000)
+        assert found.violation
+        assert found.seed is not None
+        assert replay(found.scenario, found.schedule)[1] == found.violation
+        again = explore_random(mixed, 1, seed=found.seed)
+        assert again.schedule == found.schedule
+        assert len(found.schedule) < 60
+    assert not replay(found.scenario, found.schedule)[1]
 
 
 def test_the_function_is_restored() -> None:
@@ -43,6 +56,8 @@ def test_names_are_unique() -> None:
 
 
 def test_table_lists_them_all() -> None:
-    rows = re.findall(r"^\| ([\w-]+) \| (.*) \| (.*) \| ([\w-]+) \| \d+ \| .+ \|$", TABLE.read_text(), re.M)
+    rows = re.findall(
+        r"^\| ([\w-]+) \| (.*) \| (.*) \| ([\w-]+) \| \d+ \| .+ \|$", TABLE.read_text(), re.M
+    )
     now = [(m.name, m.what, m.rule, m.scenario) for m in MUTANTS]
     assert rows == now, "run: PYTHONPATH=tests python -m sim.mutants"

@@ -44,5 +44,7 @@ def test_page_is_not_stale() -> None:
     text = PAGE.read_text()
     quick = {name: PICTURES[name] for name in ("single", "multiple")}
     assert drawn(text, quick) == text, "run: PYTHONPATH=tests python -m sim.policy"
-    rows = re.findall(r"^\| ([^|]+) \| [\d.]+ \| \d+ \| \d+ \| [\d.]+ \| \d+ \| \d+ \|$", text, re.M)
+    rows = re.findall(
+        r"^\| ([^|]+) \| [\d.]+ \| \d+ \| \d+ \| [\d.]+ \| \d+ \| \d+ \|$", text, re.M
+    )
     assert rows == list(RULES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import re
 
 import pytest
 
@@ -12,6 +13,7 @@ from refault.testing import SCENARIOS, Exploration, explore, explore_random, mix
 from refault.testing.page_states import TRANSITIONS
 from refault.testing.scenarios import LARGE
 from refault.testing.world import World
+from sim.exhausted import PAGE
 
 SMALL = [name for name in SCENARIOS if name not in LARGE]
 
@@ -39,6 +41,11 @@ def test_large_one_as_far_as_it_goes(name: str) -> None:
 def test_every_transition_of_a_page_is_shown() -> None:
     seen = set().union(*(explored(name).transitions for name in SMALL))
     assert [row for row in TRANSITIONS if row not in seen] == []
+
+
+def test_table_lists_them_all() -> None:
+    rows = re.findall(r"^\| `([\w-]+)` \|", PAGE.read_text(), re.MULTILINE)
+    assert rows == list(SCENARIOS), "run: PYTHONPATH=tests python -m sim.exhausted"
 
 
 def test_third_retry_takes_three_tries() -> None:

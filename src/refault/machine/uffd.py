@@ -43,6 +43,9 @@ kernel's interface, made safe to call, and nothing more.
 #
 # read() hands out faults before other events, even if the event came first.
 #
+# Whoever asks for EVENT_REMAP and EVENT_UNMAP gets both of one mremap: the move, and then the
+# unmapping of the addresses that it left.
+#
 #
 # Who wakes the sleepers
 # ----------------------
@@ -55,7 +58,7 @@ kernel's interface, made safe to call, and nothing more.
 # followed by a WAKE.  Too many wakes cost a retry each; one too few is a hang.
 #
 # Also silent: munmap, mprotect, MADV_DONTNEED, and a hole punched under a sleeper;
-# UNREGISTER, if the range was registered for write protection only.  UFFDIO_WAKE works
+# UNREGISTER, if the range was not registered for missing pages.  UFFDIO_WAKE works
 # on ranges that are registered no longer, and even on ranges that are not mapped.
 #
 # WRITEPROTECT wakes when it removes protection, and never when it adds it.

@@ -14,7 +14,7 @@ from .scenario import Scenario
 from .tracing import describe, label, traced
 from .world import Step, World
 
-__all__ = ["BROKEN", "Exploration", "percentile", "replay", "run_to", "words"]
+__all__ = ["BROKEN", "Exploration", "percentile", "replay", "run_to", "shortened", "words"]
 
 BROKEN = (Violation, AssertionError, LookupError, TypeError, ValueError, AttributeError)
 """What a wrong fault path may raise: a broken promise, or its own assertions, or plain nonsense."""
@@ -207,3 +207,55 @@ def replay(scenario: Scenario, schedule: list[Step]) -> tuple[list[str], str]:
         except BROKEN as error:
             return [*lines, f"  =>   {words(error)}"], words(error)
     return lines, ""
+
+
+def shortened(scenario: Scenario, schedule: list[Step], *, runs: int = 600) -> list[Step]:
+    """A shorter schedule that breaks a promise too, if one is found by leaving steps out.
+
+    Parameters
+    ----------
+    scenario, schedule
+        Of a violation.
+    runs
+        How often to try.
+
+    Returns
+    -------
+    list
+        The schedule itself if none is found.
+    """
+    best = _broken_by(scenario, schedule) or schedule
+    size = len(best) // 2
+    while size and runs > 0:
+        at = 0
+        while at < len(best) and runs > 0:
+            runs -= 1
+            found = _broken_by(scenario, best[:at] + best[at + size :])
+            if found is not None and len(found) < len(best):
+                best = found
+            else:
+                at += size
+        size //= 2
+    return best
+
+
+def _broken_by(scenario: Scenario, schedule: list[Step]) -> list[Step] | None:
+    """What of a schedule can be made until a promise is broken; None if none is."""
+    world = World(scenario)
+    made: list[Step] = []
+    try:
+        for step in schedule:
+            if step in world.steps():
+                made.append(step)
+                world.perform(step)
+                check(world)
+        while steps := world.steps():
+            if len(made) > 2 * len(schedule):
+                return None
+            made.append(steps[0])
+            world.perform(steps[0])
+            check(world)
+        check_end(world)
+    except BROKEN:
+        return made
+    return None

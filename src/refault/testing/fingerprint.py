@@ -11,7 +11,8 @@ What is left out, and why that hides nothing:
 * *Order* of the ready tasks, of reads and writes under way, of pauses, of what is still to be
   evicted, unmapped or signalled, and of tasks in one wait queue: any of them may be next.
 * *Dead variables* of sleeping generators, see `liveness`.  ``attempts``, ``major`` and ``reason``
-  are counted and never decide anything.
+  are counted and never decide anything; but so that the worst number of tries is found,
+  ``attempts`` counts up to `MOST_TRIES`.
 * *How a thread ended*, once it was seen to be allowed.
 * *Which* reader waits behind which other one for a lock: readers that wait behind the same writer
   are let in together.
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fingerprint", "frames", "queue_names"]
 
+MOST_TRIES = 6
 _COUNTED = frozenset({"attempts", "major", "ahead", "began"})
 _PLAIN = (int, str, type(None))
 
@@ -232,6 +234,8 @@ def _position(task: SimulatedTask, queues: dict[int, str]) -> tuple[Any, ...]:
             if name in values and name not in _COUNTED:
                 value = values[name]
                 found.append(value if isinstance(value, _PLAIN) else _canonical(value, queues))
+        if "attempts" in values:
+            found.append(min(values["attempts"], MOST_TRIES))
     return tuple(found)
 
 

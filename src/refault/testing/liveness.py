@@ -53,7 +53,9 @@ class _Flow:
 
     def __init__(self, code: CodeType) -> None:
         self.instructions = [
-            instruction for instruction in dis.get_instructions(code) if instruction.opname != "CACHE"
+            instruction
+            for instruction in dis.get_instructions(code)
+            if instruction.opname != "CACHE"
         ]
         self.position = {step.offset: at for at, step in enumerate(self.instructions)}
         self.successors = [list(self._successors(at)) for at in range(len(self.instructions))]

@@ -148,9 +148,9 @@ def _check_sleeper(world: World, task: SimulatedTask, queues: dict[int, str]) ->
             raise Violation(f"{task.name} waits for a read that nobody makes")
         if wait.reason is WaitReason.WRITEBACK and not state & PG_WRITEBACK:
             raise Violation(f"{task.name} waits for a write that nobody makes")
-        if kind == "monitor" and world.protection is not None:
-            if int(number) not in world.protection.units:
-                raise Violation(f"{task.name} waits for a copy that was made")
+        protected = world.protection.units if world.protection is not None else ()
+        if kind == "monitor" and int(number) not in protected:
+            raise Violation(f"{task.name} waits for a copy that was made")
     if task.interrupted(_SLEEPS_AT_MOST.get(wait.reason, task.listens)) and task.interrupted(
         task.listens
     ):

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from .exploration import BROKEN, Exploration, words
+from .exploration import BROKEN, Exploration, replay, shortened, words
 from .promises import check, check_end
 from .scenario import Scenario
 from .world import Step, World
@@ -93,7 +93,8 @@ def _run(found: Exploration, scenario: Scenario, seed: int, *, priorities: bool)
         check(world)
         check_end(world)
     except BROKEN as error:
-        found.violation, found.schedule = words(error), path
+        found.schedule = shortened(scenario, path)
+        found.violation = replay(scenario, found.schedule)[1] or words(error)
         found.seed, found.scenario = seed, scenario
     found.schedules += 1
     found.steps += len(path)

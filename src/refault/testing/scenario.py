@@ -166,7 +166,7 @@ class Scenario:
             self,
             threads=tuple(
                 tuple(_moved(op, number // len(self.threads), size) for op in ops)
-                for number, ops in zip(range(count), itertools.cycle(self.threads))  # noqa: B905
+                for number, ops in zip(range(count), itertools.cycle(self.threads))
             ),
             pages=size,
             budget=budget,

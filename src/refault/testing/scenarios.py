@@ -174,7 +174,16 @@ SCENARIOS: Final = {
         ),
         Scenario(
             name="flush",
-            about="a flush and an eviction while threads write, and a write fails",
+            about="a flush and an eviction, a writer and a reader, and a write that fails",
+            threads=((store(0),), (load(0),)),
+            pages=1,
+            evictions=((0,),),
+            flushes=1,
+            write_failures=1,
+        ),
+        Scenario(
+            name="flush-writing",
+            about="the same with two writers",
             threads=((store(0),), (store(0),)),
             pages=1,
             evictions=((0,),),
@@ -211,7 +220,7 @@ SCENARIOS: Final = {
 """By name."""
 
 LARGE: Final = frozenset(
-    {"nowait-writer", "pin-pressure-writing", "three-threads-writing"}
+    {"flush-writing", "nowait-writer", "pin-pressure-writing", "three-threads-writing"}
 )
 """Those that take more than a few seconds to exhaust."""
 

@@ -120,7 +120,8 @@ class _Watcher:
         if frame.f_code is not self.code or self.world.trace is None:
             return
         vmf = frame.f_locals.get("vmf")
-        if not isinstance(vmf, Fault):
+        # Generators of other worlds that are thrown away meanwhile are reported as well.
+        if not isinstance(vmf, Fault) or vmf.task not in self.world.tasks:
             return
         if event == "call" and frame not in self.begun:
             self._begins(frame, vmf)

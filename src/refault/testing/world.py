@@ -22,7 +22,7 @@ from refault.machine.simulated import PAGE, SimulatedMachine, Violation
 from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
 from refault.memory.mapping import Mapping
-from refault.memory.page import PG_DIRTY, PG_SWAPPED, PG_UPTODATE
+from refault.memory.page import PG_SWAPPED, PG_UPTODATE
 from refault.memory.protection import Protection
 from refault.memory.vma import Vma
 from refault.memory.wait import Signal, TaskState, Wait, Waits
@@ -215,9 +215,7 @@ class World:
             found.append(("copy all", 0))
             if self.scenario.releases:
                 found.append(("release", 0))
-        elif self.protections and not any(
-            vma.lock.writer or vma.lock.readers for vma in self.vmas
-        ):
+        elif self.protections and not any(vma.lock.writer or vma.lock.readers for vma in self.vmas):
             found.append(("protect", 0))
         found += [("unmap", at) for at in range(len(self.unmaps))]
         for at, (number, _) in enumerate(self.signals):
@@ -362,7 +360,7 @@ class World:
                     f"the fault of thread {thread.number} ends well, and page {page} is not mapped "
                     "as it was needed"
                 )
-        waits_here = thread.asleep is not None and thread.asleep[0] == page
+        waits_here = thread.asleep == (page, page + 1)
         if outcome.interrupted and thread.signal is Signal.KILL and not thread.end:
             self._end(thread, "killed")
         elif not waits_here or thread.end:
@@ -406,6 +404,8 @@ class World:
             if not self.mapping.flags[index] & PG_UPTODATE:
                 raise Violation(f"page {index} is pinned and not there")
             vma.mapping.unpin(index)
+        if thread.end:
+            return  # killed while another of its faults was still going on
         if outcome.interrupted:
             if thread.signal is Signal.KILL:
                 self._end(thread, "killed")
@@ -434,7 +434,10 @@ class World:
     # -- tasks ------------------------------------------------------------------------
 
     def _spawn(
-        self, task: SimulatedTask, generator: Generator[Wait, None, Any], done: Callable[[Any], None]
+        self,
+        task: SimulatedTask,
+        generator: Generator[Wait, None, Any],
+        done: Callable[[Any], None],
     ) -> None:
         task.generator, task.done = generator, done
         self.tasks.add(task)

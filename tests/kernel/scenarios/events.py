@@ -28,7 +28,16 @@ from .memory import (
     store,
 )
 from .registry import scenario
-from .serving import Link, Monitor, Program, Touch, open_descriptor, open_monitor, raw_ioctl
+from .serving import (
+    Link,
+    Monitor,
+    Program,
+    Touch,
+    offered,
+    open_descriptor,
+    open_monitor,
+    raw_ioctl,
+)
 
 __all__: list[str] = []
 
@@ -55,7 +64,7 @@ class Manager:
         self.first = descriptor.fd
 
     def answer(self, descriptor: Userfaultfd, message: Message) -> None:
-        event, one, two, three = message
+        event, one, two, _ = message
         if event == uffd.EVENT_PAGEFAULT:
             self.faults[descriptor.fd == self.first, one & uffd.FAULT_WP] += 1
             page = two & -self.size
@@ -173,9 +182,9 @@ def mmap_changing(kind: Kind) -> str:
         operations["MOVE"] = (uffd.UFFDIO_MOVE, area.at(5), source.at(5), area.page, 0)
     if kind.shared:
         operations["CONTINUE"] = (uffd.UFFDIO_CONTINUE, area.at(6), area.page, 0)
-    offered = uffd.supported_features("syscall")
+    features = offered()
     for name, bit in (("POISON", uffd.FEATURE_POISON), ("MOVE", uffd.FEATURE_MOVE)):
-        if not offered & bit:
+        if not features & bit:
             operations.pop(name, None)
     descriptor.copy(area.start, source.start, area.page)
 

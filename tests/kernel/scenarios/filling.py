@@ -29,7 +29,7 @@ from .memory import (
     store,
 )
 from .registry import NotApplicable, scenario
-from .serving import Monitor, open_monitor, raw_ioctl
+from .serving import Monitor, offered, open_monitor, raw_ioctl
 
 __all__: list[str] = []
 
@@ -58,7 +58,7 @@ def zeropage(kind: Kind) -> str:
 
 @scenario(31, title="POISON every other page (SIGBUS there), COPY the rest", kinds=ALL)
 def poison(kind: Kind) -> None:
-    if not uffd.supported_features("syscall") & uffd.FEATURE_POISON:
+    if not offered() & uffd.FEATURE_POISON:
         raise NotApplicable("UFFDIO_POISON came with Linux 6.6")
     area = Area(kind, 8)
     source = filled(area.pages, area.page)

@@ -42,7 +42,9 @@ def guards(kind: Kind) -> str:
         for number in odd:
             madvise(area.at(number), PAGE, MADV_GUARD_INSTALL)
     except OSError as error:
-        raise NotApplicable(f"no guards for {kind.name} in this kernel: {error.strerror}") from error
+        raise NotApplicable(
+            f"no guards for {kind.name} in this kernel: {error.strerror}"
+        ) from error
     shown = [bool(entry & ENTRY_GUARD) for entry in entries(area.start, area.pages)]
 
     def remove(address: int) -> None:

@@ -6,13 +6,18 @@ import errno
 import os
 
 from refault.machine import uffd
-from refault.machine.uffd import FAULT_MINOR, FAULT_WP, FAULT_WRITE, MODE_MINOR, MODE_WP
-from refault.machine.uffd import Message, Userfaultfd
+from refault.machine.uffd import (
+    FAULT_MINOR,
+    FAULT_WP,
+    FAULT_WRITE,
+    MODE_MINOR,
+    MODE_WP,
+    Message,
+    Userfaultfd,
+)
 
 from .memory import (
-    HUGE_PAGE,
     MADV_COLLAPSE,
-    MADV_DONTNEED,
     SHARED,
     SHMEM,
     Area,

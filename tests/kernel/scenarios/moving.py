@@ -23,7 +23,7 @@ from .memory import (
     pattern,
 )
 from .registry import KernelRefuses, NotApplicable, scenario
-from .serving import Monitor, open_monitor, raw_ioctl
+from .serving import Monitor, offered, open_monitor, raw_ioctl
 from .thp import huge_bytes, require_thp
 
 __all__: list[str] = []
@@ -32,7 +32,7 @@ PRESENT = 1 << 63
 
 
 def require_move() -> None:
-    if not uffd.supported_features("syscall") & uffd.FEATURE_MOVE:
+    if not offered() & uffd.FEATURE_MOVE:
         raise NotApplicable("UFFDIO_MOVE came with Linux 6.8")
 
 

@@ -12,7 +12,7 @@ from refault.machine import uffd
 
 from .memory import ALL, HUGE_PAGE, Area, Kind
 from .registry import KernelRefuses, NotApplicable, scenario
-from .serving import open_descriptor, raw_ioctl
+from .serving import offered, open_descriptor, raw_ioctl
 
 __all__: list[str] = []
 
@@ -59,14 +59,14 @@ def api_device(_: Kind) -> None:
 @scenario(3, title="REGISTER with every set of modes, and the ioctls it promises", kinds=ALL)
 def register_ioctls(kind: Kind) -> str:
     area = Area(kind, 4)
-    offered = uffd.supported_features("syscall")
+    features = offered()
     accepted = []
     for mode in range(8):
         descriptor = open_descriptor()
         expected = WAKE | COPY | (0 if kind.huge else ZEROPAGE)
-        if offered & uffd.FEATURE_MOVE and not kind.huge:
+        if features & uffd.FEATURE_MOVE and not kind.huge:
             expected |= MOVE
-        if offered & uffd.FEATURE_POISON:
+        if features & uffd.FEATURE_POISON:
             expected |= POISON
         if mode & uffd.MODE_WP:
             expected |= WRITEPROTECT

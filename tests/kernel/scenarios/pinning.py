@@ -1,4 +1,4 @@
-"""Pins of pages, without a module of the kernel: by io_uring for long, by process_vm_readv in passing."""
+"""Pins of pages: by io_uring for as long as we like, by process_vm_readv in passing."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import struct
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from .memory import (
 )
 from .pinning import pin_in_passing
 from .registry import NotApplicable, scenario
-from .serving import Link, Monitor, Program, open_descriptor
+from .serving import Link, Monitor, Program, offered, open_descriptor
 from .swapping import NO_SWAP, has_swap
 
 __all__: list[str] = []
@@ -42,8 +43,6 @@ PAGES: Final = 4
 
 
 def control(descriptor: Userfaultfd, request: int, *fields: int) -> None:
-    import fcntl
-
     fcntl.ioctl(descriptor.fd, request, bytearray(struct.pack(f"={len(fields)}Q", *fields)))
 
 
@@ -54,7 +53,7 @@ def protect(descriptor: Userfaultfd, start: int, length: int, mode: int = 1) -> 
 
 def tracked(kind: Kind, features: int = 0) -> tuple[Area, Userfaultfd]:
     """A filled area that is registered for RWP."""
-    if not uffd.supported_features("syscall") & FEATURE_RWP:
+    if not offered() & FEATURE_RWP:
         raise NotApplicable("RWP came with Linux 7.3")
     area = Area(kind, PAGES)
     for number in area.numbers():
@@ -174,7 +173,7 @@ def in_forked_program(kind: Kind, child: Callable[[Area], None]) -> None:
         Program(lambda _: child(area)).result()
         assert all(marks(area)), "the parent keeps it"
 
-    if not uffd.supported_features("syscall") & FEATURE_RWP:
+    if not offered() & FEATURE_RWP:
         raise NotApplicable("RWP came with Linux 7.3")
     program = Program(body)
     _, (fd,) = program.link.receive()
@@ -224,7 +223,7 @@ def rwp_swap_cow(kind: Kind) -> None:
 
 @scenario(26, title="RWP and write protection exclude each other", kinds=ALL)
 def rwp_wp_exclusive(kind: Kind) -> None:
-    area, _ = tracked(kind)
+    tracked(kind)
     other = open_descriptor(FEATURE_RWP)
     second = Area(kind, 1)
     try:

@@ -61,9 +61,7 @@ def armed(area: Area) -> Userfaultfd:
 def written(pages: Pagemap, area: Area, flags: int = 0) -> list[int]:
     """The numbers of the pages that are WRITTEN."""
     found = pages.scan_all(area.start, area.end, require=PAGE_IS_WRITTEN, flags=flags)
-    return [
-        area.number(at) for start, end, _ in found for at in range(start, end, area.page)
-    ]
+    return [area.number(at) for start, end, _ in found for at in range(start, end, area.page)]
 
 
 @scenario(41, title="PAGEMAP_SCAN: refuses what it does not know", kinds=(ANON,))

@@ -28,6 +28,7 @@ __all__ = [
     "Program",
     "Raw",
     "Touch",
+    "offered",
     "open_monitor",
     "raw_ioctl",
     "until",
@@ -45,6 +46,16 @@ USEFUL = (
     | uffd.FEATURE_POISON
     | uffd.FEATURE_MOVE
 )
+
+
+def offered() -> int:
+    """The features that the kernel offers, whichever door is open to us."""
+    for door in ("device", "syscall", "user-mode-only"):
+        try:
+            return uffd.supported_features(door)
+        except OSError:
+            continue
+    raise KernelRefuses("no userfaultfd for this user")
 
 
 def until(condition: Callable[[], object], what: str, limit: float = PATIENCE) -> None:
@@ -175,7 +186,10 @@ def open_descriptor(
     try:
         opened = uffd.open_userfaultfd(USEFUL, features, flags=flags)
     except KernelError as error:
-        raise KernelRefuses(str(error).partition(";")[0]) from error
+        why = str(error).partition(";")[0]
+        if error.errno == errno.EPERM and features & uffd.FEATURE_EVENT_FORK:
+            why = "the event of fork needs CAP_SYS_PTRACE"
+        raise KernelRefuses(why) from error
     return Userfaultfd(opened.fd, page_size=page_size)
 
 
@@ -242,6 +256,8 @@ class Program:
             link = Link(theirs)
             try:
                 link.send(("done", body(link)))
+            except (KernelRefuses, NotApplicable) as reason:
+                link.send(reason)
             except BaseException:
                 link.send(("failed", traceback.format_exc()))
             os._exit(0)
@@ -269,4 +285,7 @@ class Link:
     def receive(self) -> tuple[Any, list[int]]:
         data, fds, _, _ = socket.recv_fds(self._end, 1 << 16, 4)
         assert data, "the other end is gone"
-        return pickle.loads(data), fds
+        value = pickle.loads(data)
+        if isinstance(value, (KernelRefuses, NotApplicable)):
+            raise value
+        return value, fds

@@ -38,9 +38,7 @@ def sigbus_program(kind: Kind, protect: bool) -> tuple[dict[str, Any], Monitor]:
     size = HUGE_PAGE if kind.huge else PAGE
 
     def body(link: Link) -> dict[str, Any]:
-        descriptor = open_descriptor(
-            uffd.FEATURE_SIGBUS | uffd.FEATURE_EVENT_FORK, page_size=size
-        )
+        descriptor = open_descriptor(uffd.FEATURE_SIGBUS | uffd.FEATURE_EVENT_FORK, page_size=size)
         link.send("here", descriptor.fd)
         link.receive()
         area = Area(kind, PAGES)

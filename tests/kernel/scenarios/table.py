@@ -68,7 +68,7 @@ def rows() -> Iterator[Row]:
 def table() -> str:
     """The table in Markdown."""
     lines = [
-        f"Linux {os.uname().release}, {os.uname().machine}.",
+        f"Linux {os.uname().release.partition('-')[0]}, {os.uname().machine}.",
         "",
         "| No. | Scenario | Memory | Result |",
         "|---|---|---|---|",
