@@ -6,11 +6,16 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from .exploration import BROKEN, Exploration, replay, shortened, words
 from .promises import check, check_end
 from .scenario import Scenario
 from .world import Step, World
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 __all__ = ["explore_random", "explore_random_parallel"]
 
@@ -133,35 +138,62 @@ def explore_random_parallel(
         Of several violations, the one with the shortest schedule.
     """
     import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from multiprocessing.connection import Connection, wait
 
     first = scenario if isinstance(scenario, Scenario) else scenario(seed)
     found = Exploration(first, first_seed=seed)
     began = time.perf_counter()
-    part = max(1, min(PART, -(-schedules // jobs)))
-    with ProcessPoolExecutor(
-        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_leave_interrupts_alone
-    ) as pool:
-        try:
-            parts = [
-                pool.submit(explore_random, scenario, min(part, schedules - at), seed=seed + at)
-                for at in range(0, schedules, part)
-            ]
-            for done in as_completed(parts):
-                found.add(done.result())
+    spawn = multiprocessing.get_context("spawn")
+    waiting: list[Connection] = []
+    processes = []
+    try:
+        for number in range(jobs):
+            mine, theirs = spawn.Pipe(duplex=False)
+            process = spawn.Process(
+                target=_work, args=(theirs, scenario, seed, schedules, number, jobs), daemon=True
+            )
+            process.start()
+            theirs.close()
+            waiting.append(mine)
+            processes.append(process)
+        while waiting and not found.violation:
+            for connection in wait(waiting):
+                assert isinstance(connection, Connection)
+                try:
+                    found.add(connection.recv())
+                except EOFError:
+                    waiting.remove(connection)
+                    connection.close()
+                    continue
                 found.seconds = time.perf_counter() - began
                 if progress is not None:
                     progress(found)
-                if found.violation:
-                    break
-        except KeyboardInterrupt:
-            found.interrupted = True
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    except KeyboardInterrupt:
+        found.interrupted = True
+    finally:
+        for connection in waiting:
+            connection.close()
+        for process in processes:
+            process.kill()
+            process.join()
     found.seconds = time.perf_counter() - began
+    if not found.interrupted and not found.violation and found.schedules != schedules:
+        raise RuntimeError("a process that explores has died; run with jobs=1 to see why")
     return found
 
 
-def _leave_interrupts_alone() -> None:
-    """Ctrl-C is for the process that was started by hand; it ends the others."""
+def _work(
+    connection: Connection,
+    scenario: Scenario | Callable[[int], Scenario],
+    seed: int,
+    schedules: int,
+    number: int,
+    jobs: int,
+) -> None:
+    """Run every part whose number is `number` modulo `jobs`, and send what was found."""
+    # Ctrl-C is for the process that was started by hand; it ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    part = max(1, min(PART, -(-schedules // jobs)))
+    with suppress(BrokenPipeError):
+        for at in range(number * part, schedules, jobs * part):
+            connection.send(explore_random(scenario, min(part, schedules - at), seed=seed + at))
