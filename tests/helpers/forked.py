@@ -28,6 +28,7 @@ __all__ = ["Ended", "run_forked"]
 
 PR_SET_PDEATHSIG = 1
 STACKS = signal.SIGUSR2
+EXIT_SECONDS = 5.0
 NOBODY_HOME = "the child ended without an answer"
 
 
@@ -146,6 +147,8 @@ def _listen(answers: IO[bytes], pid: int, limit: float) -> tuple[Any, str]:
             if not piece:
                 return None, ""
             data += piece
+        # It has said all it has to say, and is about to end: that is not to be killed.
+        select.select([pidfd], [], [], EXIT_SECONDS)
     finally:
         os.close(pidfd)
     return pickle.loads(data[8:]), ""
