@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.fake_machine import PAGE, Run, StoreFailed, World
+from helpers.fake_machine import PAGE, START, Run, StoreFailed, World
+from refault.fault.callers import user_fault
 from refault.fault.reclaim import evict_units, reclaim, runs, shrink_clean, sync_units
 from refault.memory.page import PG_DIRTY, PG_LOCKED, PG_SWAPPED, PG_UPTODATE, PG_WRITEBACK
 from refault.memory.wait import Signal, WaitReason
@@ -40,6 +41,41 @@ def test_runs_are_the_same_set(indexes: set[int]) -> None:
     found = list(runs(sorted(indexes)))
     assert [index for first, last in found for index in range(first, last)] == sorted(indexes)
     assert all(a[1] < b[0] for a, b in itertools.pairwise(found))
+
+
+# -- several mappings under one budget -------------------------------------------------------
+
+
+def test_a_store_that_hangs_does_not_hold_up_the_others() -> None:
+    """The largest mapping is taken from first; its store never answers; the next one is asked."""
+    world = World()
+    other = world.add_mapping(32, None)
+    theirs = world.add_vma(other, START * 2)
+    world.fill(range(4), dirty=True)
+    world.machine.answers = dict.fromkeys(range(32), True)
+    at = itertools.count(theirs.start, PAGE)
+
+    def write() -> Run:
+        address = next(at)
+        return world.run(
+            lambda task: user_fault(world.machine, world.mm, task, address, write=True)
+        )
+
+    assert write().finished
+    assert write().finished
+    world.total.set_limit(6 * PAGE)
+    waiting = write()
+    assert waiting.waits_for is WaitReason.MEMORY
+    world.settle()
+    asked = {mapping for mapping, *_ in world.machine.writes}
+    assert asked == {world.mapping, other}, "one reclaim each"
+    world.machine.end_write(next(n for n, w in enumerate(world.machine.writes) if w[0] is other))
+    world.settle()
+    assert waiting.finished, "the hanging write is still under way"
+    assert world.mapping.reclaiming
+    assert world.machine.writes[0][0] is world.mapping
+    world.finish_everything()
+    world.check_quiet()
 
 
 # -- dropping what is clean ----------------------------------------------------------------

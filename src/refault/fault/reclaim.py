@@ -130,6 +130,8 @@ def reclaim(machine: Machine, budget: Budget, task: Task) -> Waits[None]:
             mapping, victims = chosen
             mapping.reclaiming = True
             budget.reclaiming = mine = len(budget.mappings) == 1
+            if not mine:
+                budget.freed.wake_all()  # who still waits asks for the next mapping's units
             try:
                 failed = yield from evict_units(machine, mapping, victims, task, ghost=True)
                 if failed is not None:
