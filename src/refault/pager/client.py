@@ -392,4 +392,4 @@ class Client:
         for fd in (self.pidfd, self.wakeup, self.lifeline):
             if fd >= 0:
                 os.close(fd)
-        pager.client_gone()
+        pager.stop_if_idle()

@@ -88,7 +88,6 @@ class Pager:
         self.swap = Swap(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // SWAP_SHARE)
         self.budget = Budget(None)
         self.clients: list[Any] = []
-        self.expected: set[int] = set()
         self.regions: dict[int, Region] = {}
         self.shared: dict[tuple[int, int], LinuxMapping] = {}
         self.references: dict[LinuxMapping, set[int]] = {}
@@ -410,10 +409,6 @@ class Pager:
 
     # -- life -----------------------------------------------------------------
 
-    def client_gone(self) -> None:
-        """A client has ended; without clients and work we end too."""
-        self.stop_if_idle()
-
     def guardian_gone(self) -> None:
         """Somebody killed the guardian; what it guards against has not happened."""
         self.loop.remove(self.guardian.fileno())
@@ -425,7 +420,7 @@ class Pager:
 
     def stop_if_idle(self) -> None:
         """End the loop if nobody needs us any more."""
-        if not self.clients and not self.expected and not self.closing:
+        if not self.clients and not self.closing:
             self.loop.stopped = True
 
     def mappings(self) -> Iterator[LinuxMapping]:
