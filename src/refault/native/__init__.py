@@ -1,0 +1,38 @@
+"""The native library, if there is one: a few hundred lines of C, loaded with ctypes.
+
+It holds no rule of the fault path.  What it does is what costs too much in Python when it is done
+for every page: to receive messages, copy bytes, call ioctls.  It is built at installation when
+there is a C compiler (``hatch_build.py``); without it everything works, and is slower.
+``REFAULT_NATIVE=0`` in the environment leaves it unused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+
+__all__ = ["VERSION", "available", "library"]
+
+VERSION = 1
+"""Of the interface; a library that says another number is not used."""
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Load the library; None if there is none, or if it is not wanted."""
+    if os.environ.get("REFAULT_NATIVE", "1") == "0":
+        return None
+    path = Path(__file__).with_name("_native.so")
+    try:
+        found = ctypes.CDLL(str(path), use_errno=True)
+        version = found.refault_native_version()
+    except (OSError, AttributeError):
+        return None
+    return found if version == VERSION else None
+
+
+def available() -> bool:
+    """Whether there is a native library, and it is wanted."""
+    return library() is not None
