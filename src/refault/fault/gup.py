@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from refault.memory.address_space import AddressSpace
-from refault.memory.page import PG_LOCKED, PG_READAHEAD, PG_READING, PG_UPTODATE
+from refault.memory.page import PG_AHEAD, PG_LOCKED, PG_READAHEAD, PG_READING, PG_UPTODATE
 from refault.memory.vma import Vma
 from refault.memory.wait import RESCHEDULE, Task, TaskState, Waits
 
@@ -175,7 +175,7 @@ def _begin_ahead(machine: Machine, vma: Vma, task: Task, start: int, end: int) -
         room = min(room, limit // 4)
     end = min(end, start + room, vma.end)
     first, last = vma.units(start - vma.start, end - vma.start)
-    yield from readahead(machine, vma, task, first, last, mark=False)
+    yield from readahead(machine, vma, task, first, last)
     return end
 
 
@@ -221,12 +221,11 @@ def prefetch(
 
 
 def readahead(
-    machine: Machine, vma: Vma, task: Task, first: int, last: int, *, mark: bool = True
+    machine: Machine, vma: Vma, task: Task, first: int, last: int, *, marker: int = -1
 ) -> Waits[int]:
     """Begin to read units into memory without mapping them.
 
-    Each goes through the fault path with RETRY_NOWAIT.  The first is marked, so that
-    touching it asks for the next window.
+    Each goes through the fault path with RETRY_NOWAIT.
 
     Parameters
     ----------
@@ -234,6 +233,8 @@ def readahead(
         Its lock is held by the caller.
     first, last
         Units ``[first, last)``.
+    marker
+        The one whose touch asks for the next window (`refault.memory.readahead`), if any.
 
     Returns
     -------
@@ -255,9 +256,7 @@ def readahead(
         yield from handle_mm_fault(vmf)
         if not mapping.flags[index] & (PG_UPTODATE | PG_READING):
             break  # there is no room: what comes behind would have none either
-        if mark and not begun:
-            mapping.flags[index] |= PG_READAHEAD
-        mapping.ahead.add(index)
+        mapping.flags[index] |= PG_AHEAD if index != marker else PG_AHEAD | PG_READAHEAD
         mapping.counters.readahead += 1
         begun += 1
     return begun

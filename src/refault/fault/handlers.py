@@ -31,7 +31,14 @@ the page lock does not (``userfaultfd_get_blocking_state`` against
 from __future__ import annotations
 
 from refault.memory.budget import Budget
-from refault.memory.page import PG_DIRTY, PG_LOCKED, PG_READAHEAD, PG_READING, PG_UPTODATE
+from refault.memory.page import (
+    PG_AHEAD,
+    PG_DIRTY,
+    PG_LOCKED,
+    PG_READAHEAD,
+    PG_READING,
+    PG_UPTODATE,
+)
 from refault.memory.protection import Protection
 from refault.memory.wait import Wait, WaitQueue, WaitReason, Waits
 
@@ -160,36 +167,37 @@ def finish_fault(vmf: Fault) -> int:
         mapping.set_dirty(index)
     if not vmf.populate:
         return 0
-    dirty = mapping.flags[index] & PG_DIRTY and mapping.protection is None
+    flags = mapping.flags
+    dirty = flags[index] & PG_DIRTY and mapping.protection is None
     writable = bool(write or (dirty and vma.writable))
     first, last = index, index + 1
     if not write and not vmf.protected:
         first, last = fault_around(vmf)
-        mapping.flags[index] &= ~PG_READAHEAD
-    if mapping.ahead:
-        mapping.ahead.difference_update(range(first, last))
+    for mapped in range(first, last):
+        flags[mapped] &= ~(PG_AHEAD | PG_READAHEAD)
     vmf.machine.map_units(vma, first, last, writable=writable, protected=vmf.protected)
     return 0
 
 
 def fault_around(vmf: Fault) -> tuple[int, int]:
-    """Find the units behind this one that can be mapped in the same call.
+    """Find the units on either side of this one that can be mapped in the same call.
 
     Source: ``do_fault_around``; but only units that were read ahead and that no fault has
     mapped yet are taken.  To map one again costs as much as a fault: measured, a dense
     shuffled read of 64 KiB units was 4 times slower.  Units that differ in being dirty are not
     taken either: one call maps all of them writable or all of them protected.
     """
-    flags, index, ahead = vmf.mapping.flags, vmf.index, vmf.mapping.ahead
-    last = index + 1
-    if last not in ahead:
-        return index, last
-    want = PG_UPTODATE | (flags[index] & PG_DIRTY)
-    mask = PG_UPTODATE | PG_LOCKED | PG_DIRTY | PG_READAHEAD
-    stop = min(vmf.mapping.pages, index + FAULT_AROUND, vmf.vma.index_of(vmf.vma.end - 1) + 1)
-    while last < stop and last in ahead and flags[last] & mask == want:
+    vma, flags, index = vmf.vma, vmf.mapping.flags, vmf.index
+    want = PG_UPTODATE | PG_AHEAD | (flags[index] & PG_DIRTY)
+    mask = PG_UPTODATE | PG_AHEAD | PG_LOCKED | PG_DIRTY | PG_READAHEAD
+    first, last = index, index + 1
+    stop = min(vmf.mapping.pages, index + FAULT_AROUND, vma.index_of(vma.end - 1) + 1)
+    while last < stop and flags[last] & mask == want:
         last += 1
-    return index, last
+    start = max(last - FAULT_AROUND, vma.index_of(vma.start))
+    while first > start and flags[first - 1] & mask == want:
+        first -= 1
+    return first, last
 
 
 def fill_page(vmf: Fault) -> Waits[int]:

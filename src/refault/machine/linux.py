@@ -35,6 +35,7 @@ from refault.memory.vma import Vma
 from refault.stores.base import Store
 from refault.stores.swap import Swap
 
+from .server import MappingRecord, ServedClient
 from .uffd import (
     CONTINUE_WP,
     WRITEPROTECT_WP,
@@ -85,11 +86,36 @@ class Services(Protocol):
 
 
 class LinuxAddressSpace(AddressSpace):
-    """The address space of a client, with the userfaultfd that reaches into it."""
+    """The address space of a client, with the userfaultfd that reaches into it.
+
+    Attributes
+    ----------
+    served
+        The same for native code, which serves what need not wait; None: there is none.
+    """
 
     def __init__(self, budget: Budget, uffd: Userfaultfd) -> None:
         super().__init__(budget)
         self.uffd = uffd
+        self.served: ServedClient | None = None
+
+    def insert(self, vma: Vma) -> None:
+        super().insert(vma)
+        native = vma.mapping.native  # type: ignore[attr-defined]
+        if self.served is not None and native is not None:
+            self.served.insert(vma, native)
+
+    def withdraw(self, vma: Vma) -> None:
+        """Somebody wants the lock of a vma for writing: native code, which takes no locks, leaves.
+
+        Faults that come from now on wait for the lock, behind the writer.
+        """
+        if self.served is not None:
+            self.served.remove(vma)
+
+    def remove(self, vma: Vma) -> None:
+        self.withdraw(vma)
+        super().remove(vma)
 
 
 class LinuxMapping(Mapping):
@@ -112,6 +138,7 @@ class LinuxMapping(Mapping):
         self.read_nowait = getattr(store, "read_nowait", None)
         self.memfd = -1
         self.given_up: set[int] = set()
+        self.native: MappingRecord | None = None
         self.write_pause: PageError | None = None
         self.write_end: BaseException | None = None
         self.closed = False
@@ -135,6 +162,45 @@ class LinuxMapping(Mapping):
             return bytearray(pages)
         return memoryview(mmap.mmap(-1, pages, mmap.MAP_PRIVATE))
 
+    def gate(self) -> None:
+        """Something out of the ordinary has come or gone: see `MappingRecord.gate`."""
+        if self.native is not None:
+            self.native.gate()
+
+    def set_error(self, index: int, error: BaseException, *, permanent: bool) -> PageError:
+        found = super().set_error(index, error, permanent=permanent)
+        self.gate()
+        return found
+
+    def set_uptodate(self, index: int) -> None:
+        errors = bool(self.errors)
+        super().set_uptodate(index)
+        if errors:
+            self.gate()
+
+    def grow(self, size: int) -> None:
+        super().grow(size)
+        self.resize_memfd()
+        self._renew()
+
+    def budget_changed(self) -> None:
+        super().budget_changed()
+        self._renew()
+
+    def give_up(self, index: int) -> None:
+        """A Ctrl-C leaves a page of 0xFF in a unit that is absent."""
+        self.given_up.add(index)
+        self.gate()
+
+    def take_back(self, index: int) -> None:
+        """The 0xFF page of a unit is gone, or about to go."""
+        self.given_up.discard(index)
+        self.gate()
+
+    def _renew(self) -> None:
+        if self.native is not None:
+            self.native.refresh()
+
     def enter(self) -> None:
         """A thread is about to use the memfd; `leave` follows in the loop."""
         self.users += 1
@@ -152,6 +218,8 @@ class LinuxMapping(Mapping):
     def close(self) -> None:
         """Give everything back; the memfd when the last thread is out of it."""
         self.closed = True
+        if self.native is not None:
+            self.native.close()
         self.swap.discard_all(self.number)
         usage = self.budget.usage
         if usage:
@@ -296,7 +364,7 @@ class LinuxMachine:
     def _take_back(self, mapping: LinuxMapping, index: int) -> None:
         """Drop the 0xFF page that a Ctrl-C left in a unit, if there is one."""
         if index in mapping.given_up:
-            mapping.given_up.discard(index)
+            mapping.take_back(index)
             self.punch(mapping, index, index + 1)
 
     def submit_read(self, mapping: Mapping, index: int) -> None:

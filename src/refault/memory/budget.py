@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from array import array
+from typing import TYPE_CHECKING, Final
 
 from .wait import WaitQueue
 
@@ -10,6 +11,11 @@ if TYPE_CHECKING:
     from .mapping import Mapping
 
 __all__ = ["Budget"]
+
+_USAGE: Final = 0
+_PEAK: Final = 1
+_CEILING: Final = 2
+_UNLIMITED: Final = 1 << 62
 
 
 class Budget:
@@ -24,6 +30,9 @@ class Budget:
         Bytes; None: no bound of its own.
     usage, peak
         Bytes charged now, and at most so far.
+    account
+        Both as numbers in memory, and a ceiling: below it a charge needs neither to ask nor to
+        tell anybody.  Native code charges there.
     mappings
         Whose pages are charged here.
     freed
@@ -32,12 +41,11 @@ class Budget:
         Whether a reclaim task already works for this budget.
     """
 
-    __slots__ = ("freed", "limit", "low_free", "mappings", "parent", "peak", "reclaiming", "usage")
+    __slots__ = ("account", "freed", "limit", "low_free", "mappings", "parent", "reclaiming")
 
     def __init__(self, limit: int | None, parent: Budget | None = None) -> None:
         self.parent = parent
-        self.usage = 0
-        self.peak = 0
+        self.account = array("q", [0, 0, _UNLIMITED])
         self.mappings: list[Mapping] = []
         self.freed = WaitQueue()
         self.reclaiming = False
@@ -49,7 +57,24 @@ class Budget:
         """Change the bound; what is over it is reclaimed by whoever is next."""
         self.limit = limit
         self.low_free = limit >> 6 if limit is not None else 0
+        self.account[_CEILING] = _UNLIMITED if limit is None else limit - self.low_free
         self.freed.wake_all()
+
+    @property
+    def usage(self) -> int:
+        """Bytes charged now."""
+        return self.account[_USAGE]
+
+    @property
+    def peak(self) -> int:
+        """Bytes charged at most so far."""
+        return self.account[_PEAK]
+
+    def _add(self, size: int) -> None:
+        account = self.account
+        account[_USAGE] = usage = account[_USAGE] + size
+        if usage > account[_PEAK]:
+            account[_PEAK] = usage
 
     def try_charge(self, size: int) -> Budget | None:
         """Charge `size` bytes here and above; on failure say which budget is full.
@@ -63,20 +88,16 @@ class Budget:
             return parent
         if self.limit is not None and self.usage + size > self.limit:
             return self
-        self.usage += size
-        if self.usage > self.peak:
-            self.peak = self.usage
+        self._add(size)
         if parent is not None:
-            parent.usage += size
-            if parent.usage > parent.peak:
-                parent.peak = parent.usage
+            parent._add(size)
         return None
 
     def uncharge(self, size: int) -> None:
         """Give `size` bytes back, here and above, and wake whoever waits for them."""
         if size > self.usage:
             raise AssertionError("more bytes uncharged than were charged")
-        self.usage -= size
+        self.account[_USAGE] -= size
         self.freed.wake_all()
         if self.parent is not None:
             self.parent.uncharge(size)

@@ -8,11 +8,12 @@ ever what these bytes say it may hold.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from .budget import Budget
 from .page import (
-    PG_ACTIVE,
+    PG_AHEAD,
     PG_DIRTY,
     PG_LOCKED,
     PG_READAHEAD,
@@ -173,7 +174,6 @@ class Mapping:
         self.dirty = 0
         self.vmas: list[Vma] = []
         self.pins: dict[int, int] = {}
-        self.ahead: set[int] = set()
         self.errors: dict[int, PageError] = {}
         self.write_errors: dict[int, BaseException] = {}
         self.counters = Counters()
@@ -258,8 +258,14 @@ class Mapping:
         self.flags[index] |= PG_UPTODATE
         self.errors.pop(index, None)
         if self.working_set.add(index):
-            self.flags[index] |= PG_ACTIVE
             self.counters.refaults += 1
+
+    def entered(self, indexes: Sequence[int]) -> None:
+        """Units have come in by another way than `set_uptodate`; their states say so already."""
+        add, refaults = self.working_set.add, 0
+        for index in indexes:
+            refaults += add(index)
+        self.counters.refaults += refaults
 
     def set_dirty(self, index: int) -> None:
         """The unit is about to be changed: what store or swap hold is old from now on."""
@@ -283,7 +289,7 @@ class Mapping:
         if error is None:
             self.set_uptodate(index)
         else:
-            self.ahead.discard(index)
+            self.flags[index] &= ~PG_AHEAD
             self.budget.uncharge(self.page_size)
             self.set_error(index, error, permanent=permanent)
         self.unlock_page(index)
@@ -320,8 +326,9 @@ class Mapping:
         """The unit's memory was given back; only store or swap have its content now."""
         if self.flags[index] & (PG_DIRTY | PG_WRITEBACK):
             raise AssertionError(f"unit {index} of {self.name} dropped while it is dirty")
-        self.flags[index] &= ~(PG_UPTODATE | PG_ACTIVE | PG_READAHEAD)
-        self.ahead.discard(index)
+        if self.flags[index] & PG_AHEAD and self.readahead is not None:
+            self.readahead.wasted()
+        self.flags[index] &= ~(PG_UPTODATE | PG_AHEAD | PG_READAHEAD)
         self.working_set.remove(index, ghost=ghost)
         self.counters.evictions += ghost
         self.budget.uncharge(self.page_size)

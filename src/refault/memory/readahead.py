@@ -1,58 +1,136 @@
 """When to read ahead, and how far.
 
-Source: the kernel's on-demand readahead (mm/readahead.c).  The first two
-touches of a sequence open a small window behind it; each time the
-reader arrives at the window's marker, the next window, twice as large up to a
-bound, is begun.  A jump ends the sequence.  The marker is the first unit of the
-newest window: it is read but not mapped, so that touching it is seen.
+Source: the kernel's on-demand readahead (mm/readahead.c).  The first three touches of a sequence
+open a small window before it (two may be neighbours by chance: of 20,000 units that are touched
+in a random order, some dozen are); each time the reader arrives at the window's marker, the next
+window, twice as large up to a bound, is begun.  The marker is the unit of the newest window that
+the reader comes to first: it is read but not mapped, so that touching it is seen.
+
+What is different from the kernel's: a mapping has several readers, and some go backwards.  A
+sort reads from both ends of its array at once, and a matrix product from two places.  So there
+are several *streams*, each with its own window.  A fault that belongs to none of them begins one,
+in the place of the one that began longest ago.
+
+A window that was read in vain, because its units were evicted before anybody touched
+them, was too large for the memory there is: the bound is halved, and doubles again with each
+window that is used.
+
+The bounds ``[low, high]`` of the streams lie in one array of numbers, `heads`, which native code
+reads and writes as well: what it must know is only whether a fault belongs to a stream.
 """
 
 from __future__ import annotations
 
-__all__ = ["Readahead"]
+from array import array
+from typing import NamedTuple
+
+__all__ = ["STREAMS", "Readahead", "Window"]
 
 INITIAL_BYTES = 256 << 10
 MAX_BYTES = 2 << 20
+STREAMS = 8
+
+_NEXT = 2 * STREAMS
+_NOWHERE = -4
+
+
+class Window(NamedTuple):
+    """Units ``[first, last)`` to begin to read, and which of them is the marker."""
+
+    first: int
+    last: int
+    marker: int
 
 
 class Readahead:
-    """The sequence that one mapping's reader seems to follow.
+    """The sequences that the readers of one mapping seem to follow.
 
     Parameters
     ----------
     page_size
         Bytes of a page unit.
+    budget
+        Bytes that may be resident; a window takes at most an eighth of it.
+
+    Attributes
+    ----------
+    heads
+        ``low`` and ``high`` of each stream, one after the other, and which stream is the
+        next to be given up.
+    largest
+        Units of the largest window; 0: nothing is read ahead.
     """
 
-    __slots__ = ("initial", "largest", "low", "previous", "size", "start")
+    __slots__ = ("bound", "heads", "initial", "largest", "size", "start", "way")
 
     def __init__(self, page_size: int, budget: int | None) -> None:
         room = MAX_BYTES if budget is None else min(MAX_BYTES, budget // 8)
-        self.largest = room // page_size
+        self.largest = self.bound = room // page_size
         self.initial = min(max(INITIAL_BYTES // page_size, 1), self.largest)
-        self.previous = -2
-        self.low = 0
-        self.start = 0
-        self.size = 0
+        self.heads = array("q", [_NOWHERE] * _NEXT + [0])
+        # Of each stream: whether it goes up (1) or down (-1), 0 after its first touch; its newest
+        # window, where the reader comes to it, and its size, 0 if there is none yet.
+        self.way = [0] * STREAMS
+        self.start = [0] * STREAMS
+        self.size = [0] * STREAMS
 
-    def window(self, index: int) -> tuple[int, int] | None:
-        """Note a fault at `index`; which units ``[first, last)`` to begin, if any."""
-        previous, self.previous = self.previous, index
-        if not self.largest:
+    def window(self, index: int) -> Window | None:
+        """Note a fault at `index`; what to begin to read, if anything."""
+        heads = self.heads
+        for stream in range(0, _NEXT, 2):
+            if heads[stream] <= index <= heads[stream + 1]:
+                return self._follow(stream >> 1, index)
+        stream = heads[_NEXT]
+        heads[_NEXT] = (stream + 1) % STREAMS
+        self._begin(stream, index)
+        return None
+
+    def wasted(self) -> None:
+        """A unit that was read ahead has been evicted, and nobody had touched it."""
+        self.bound = max(self.bound // 2, self.initial)
+
+    def _begin(self, stream: int, index: int) -> None:
+        self._expect(stream, index - 1, index + 1)
+        self.way[stream] = self.size[stream] = 0
+
+    def _expect(self, stream: int, one: int, other: int) -> None:
+        """Faults between these two belong to the stream."""
+        self.heads[2 * stream] = min(one, other)
+        self.heads[2 * stream + 1] = max(one, other)
+
+    def _follow(self, stream: int, index: int) -> Window | None:
+        way, start, size = self.way[stream], self.start[stream], self.size[stream]
+        if not way:
+            step = index - self.heads[2 * stream] - 1
+            if step:  # else it is the same unit again
+                self.way[stream] = step
+                self.start[stream] = index
+                self._expect(stream, index, index + step)
             return None
-        if self.size and self.low <= index <= self.start + self.size:
-            if index < self.start:
+        if not size:
+            if index == start:
                 return None
-            past = index == self.start + self.size
-            self.low = self.start
-            self.start += self.size + past
-            self.size = min(self.size * 2, self.largest)
-        elif index == previous + 1:
-            self.low = index
-            self.start = index + 1
-            self.size = self.initial
-        else:
-            if index != previous:
-                self.size = 0
-            return None
-        return self.start, self.start + self.size
+            if not self.largest:
+                self._begin(stream, index)
+                return None
+            return self._open(stream, index, index + way, self.initial)
+        if (index - start) * way < 0:
+            return None  # in the window before, on the way to the marker
+        end = start + size * way
+        self.bound = min(self.bound * 2, self.largest)
+        return self._open(
+            stream, start, end + way * (index == end), min(size * 2, self.bound)
+        )
+
+    def _open(self, stream: int, near: int, start: int, size: int) -> Window | None:
+        """Open a window of `size` units from `start` on; faults from `near` on belong to it."""
+        way = self.way[stream]
+        if way < 0:
+            size = min(size, start + 1)
+            if size <= 0:
+                self._begin(stream, near)
+                return None
+        self.start[stream], self.size[stream] = start, size
+        end = start + size * way
+        self._expect(stream, near, end)
+        return Window(start, end, start) if way > 0 else Window(end + 1, start + 1, start)

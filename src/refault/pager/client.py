@@ -22,7 +22,9 @@ from refault.machine.uffd import (
     RangeGone,
     Userfaultfd,
 )
+from refault.machine.server import ServedClient
 from refault.memory.page import PG_READING, PG_UPTODATE
+from refault.memory.readahead import Window
 from refault.memory.vma import Vma
 from refault.memory.wait import Signal, Waits
 from refault.wire import messages as wire
@@ -139,6 +141,10 @@ class Client:
         loop = self.pager.loop
         loop.add(self.pidfd, lambda _: self.end())
         loop.add(uffd, self.on_faults)
+        if loop.server is not None:
+            self.mm.served = ServedClient(
+                loop.server, uffd, lambda fault: self.on_message(*fault), self.on_served
+            )
         loop.add(wakeup, self.on_wakeup)
         if message.user_mode_only:
             say(
@@ -159,21 +165,25 @@ class Client:
         if events & (select.EPOLLHUP | select.EPOLLERR) and not events & select.EPOLLIN:
             self.end()
             return
-        for event, flags, address, tid in uffd.read_messages(self.messages):
-            if event != EVENT_PAGEFAULT:
-                say(f"pager: unexpected userfaultfd event {event:#x} of process {self.pid}")
-                continue
-            key = (tid, address >> 12)
-            if key in self.faults:
-                # A signal interrupted the thread, or somebody woke it: the fault is the same one.
-                self.duplicates += 1
-                self.faults[key].duplicates += 1
-                continue
-            self.pager.placement.follow(self.pid, tid)
-            task = FaultTask(self, key, address, flags)
-            if self.interrupts is not None and tid == self.pid and self.interrupts.is_pending():
-                task.signal = Signal.INTERRUPT
-            self.handle_fault(task)
+        for message in uffd.read_messages(self.messages):
+            self.on_message(*message)
+
+    def on_message(self, event: int, flags: int, address: int, tid: int) -> None:
+        """One message of the userfaultfd."""
+        if event != EVENT_PAGEFAULT:
+            say(f"pager: unexpected userfaultfd event {event:#x} of process {self.pid}")
+            return
+        key = (tid, address >> 12)
+        if key in self.faults:
+            # A signal interrupted the thread, or somebody woke it: the fault is the same one.
+            self.duplicates += 1
+            self.faults[key].duplicates += 1
+            return
+        self.pager.placement.follow(self.pid, tid)
+        task = FaultTask(self, key, address, flags)
+        if self.interrupts is not None and tid == self.pid and self.interrupts.is_pending():
+            task.signal = Signal.INTERRUPT
+        self.handle_fault(task)
 
     def handle_fault(self, task: FaultTask) -> None:
         """Begin to handle a fault."""
@@ -225,22 +235,31 @@ class Client:
                 self.deliver_error(task, vma, "; the time limit of the region is over")
             else:
                 self.wake(task.address)
-        else:
-            ahead = vma.mapping.readahead
-            if ahead is not None and not vma.detached:
-                index = vma.index_of(task.address)
-                window = ahead.window(index)
-                if window is not None:
-                    self.read_ahead(vma, *window)
+        elif not vma.detached:
+            self.follow_stream(vma, task.address)
 
-    def read_ahead(self, vma: Vma, first: int, last: int) -> None:
+    def on_served(self, address: int) -> None:
+        """Native code has served a fault that belongs to a stream of readahead."""
+        vma = self.mm.find(address) if self.mm is not None else None
+        if vma is not None:
+            self.follow_stream(vma, address)
+
+    def follow_stream(self, vma: Vma, address: int) -> None:
+        """A fault was served: read ahead, if it belongs to a stream."""
+        ahead = vma.mapping.readahead
+        window = ahead.window(vma.index_of(address)) if ahead is not None else None
+        if window is not None:
+            self.read_ahead(vma, window)
+
+    def read_ahead(self, vma: Vma, window: Window) -> None:
         """Begin to read a window, behind everything that is waiting now."""
         task = PagerTask(self.pager.loop.scheduler, "readahead")
 
         def work() -> Waits[None]:
             if vma.detached or not vma.lock.down_read_trylock():
                 return
-            yield from readahead(self.pager.machine, vma, task, first, last)
+            first, last, marker = window
+            yield from readahead(self.pager.machine, vma, task, first, last, marker=marker)
             vma.lock.up_read()
 
         task.generator = work()
@@ -313,7 +332,7 @@ class Client:
             self.handle_fault(FaultTask(self, task.key, task.address, task.flags))
             return
         mapping.counters.given_up += 1
-        mapping.given_up.add(index)
+        mapping.give_up(index)
         os.pwrite(mapping.memfd, b"\xff" * 4096, page - vma.start + vma.offset)
         self.interrupts.given_up.append((mapping, index))
         try:
@@ -327,7 +346,7 @@ class Client:
         for mapping, index in self.interrupts.handled():
             if index in mapping.given_up and not mapping.closed:
                 if not mapping.flags[index] & PG_READING:
-                    mapping.given_up.discard(index)
+                    mapping.take_back(index)
                 # Else a thread may have filled it already: its end has it read again.
                 self.pager.machine.punch(mapping, index, index + 1)
 
@@ -362,6 +381,8 @@ class Client:
                 loop.remove(fd)
         if self.mm is not None:
             self.mm.dead = True
+            if self.mm.served is not None:
+                self.mm.served.close()
         for task in list(self.faults.values()):
             task.send_signal(Signal.KILL)
         for request in list(self.requests):

@@ -9,12 +9,16 @@ import time
 import traceback
 from collections.abc import Callable
 
+from refault.machine.server import Server
+
 from .tasks import Scheduler
 from .workers import Workers
 
 __all__ = ["Loop", "Timer"]
 
 STEPS = 16
+MOST = 512
+"""Faults that are served natively in one turn."""
 
 
 class Timer:
@@ -39,6 +43,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
+        self.server = Server.make(self.epoll.fileno())
         self.readers: dict[int, Callable[[int], None]] = {}
         self.timers: list[Timer] = []
         self.scheduler = Scheduler()
@@ -65,11 +70,11 @@ class Loop:
 
     def run(self) -> None:
         """Run until `stopped`.  No defect in a callback ends it."""
-        epoll, readers, scheduler = self.epoll, self.readers, self.scheduler
+        readers, scheduler = self.readers, self.scheduler
         while not self.stopped:
             for call in self.before_poll:
                 call()
-            for fd, events in epoll.poll(self._timeout(), 64):
+            for fd, events in self._poll(self._timeout()):
                 reader = readers.get(fd)
                 if reader is None:
                     continue
@@ -81,6 +86,11 @@ class Loop:
                 self._run_timers()
             if scheduler.ready:
                 scheduler.run_ready(STEPS)
+
+    def _poll(self, timeout: float) -> list[tuple[int, int]]:
+        if self.server is None:
+            return self.epoll.poll(timeout, 64)
+        return self.server.poll(timeout, STEPS if self.scheduler.ready else MOST)
 
     def _timeout(self) -> float:
         if self.scheduler.ready:

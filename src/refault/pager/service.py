@@ -9,7 +9,8 @@ from typing import Any
 
 from refault.errors import StoreError, UsageError
 from refault.fault.reclaim import evict_units, reclaim, sync_units
-from refault.machine.linux import LinuxMachine, LinuxMapping, say
+from refault.machine.linux import LinuxAddressSpace, LinuxMachine, LinuxMapping, say
+from refault.machine.server import MappingRecord
 from refault.memory.budget import Budget
 from refault.memory.page import PG_LOCKED, PG_UPTODATE, PG_WRITEBACK
 from refault.memory.vma import Vma
@@ -191,6 +192,8 @@ class Pager:
                 f"{name}: {size} bytes in pages of {page_size} are more than the pager can keep"
                 " account of; give a larger page_size, or open less at once"
             ) from error
+        if self.loop.server is not None:
+            mapping.native = MappingRecord(self.loop.server, mapping)
         self.lanes[mapping] = self.loop.workers.lane(LANE_WIDTH)
         self.references[mapping] = set()
         if key is not None:
@@ -270,6 +273,8 @@ class Pager:
         """
         vma = region.vma
         if vma is not None:
+            assert isinstance(vma.mm, LinuxAddressSpace)
+            vma.mm.withdraw(vma)
             yield from vma.lock.down_write(task, TaskState.UNINTERRUPTIBLE)
             vma.mm.remove(vma)
             vma.lock.up_write()
@@ -405,7 +410,6 @@ class Pager:
         if size > mapping.size:
             mapping.store.size = size  # type: ignore[misc]
             mapping.grow(size)
-            mapping.resize_memfd()
 
     # -- life -----------------------------------------------------------------
 

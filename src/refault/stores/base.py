@@ -11,9 +11,9 @@ opened with mode ``"r"`` and ``"c"`` only.
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
-__all__ = ["NowaitStore", "Store", "WritableStore", "store_name"]
+__all__ = ["Bytes", "NowaitStore", "Store", "WritableStore", "store_name"]
 
 
 @runtime_checkable
@@ -59,6 +59,29 @@ class NowaitStore(Store, Protocol):
         Called from the pager's event loop: it must never block.  After False
         the content of `buffer` is undefined.
         """
+
+
+class Bytes(NamedTuple):
+    """Where a store's bytes can be had without asking the store.
+
+    A store that has a method ``where(page_size)`` returns this, or None.
+
+    Attributes
+    ----------
+    constant
+        Every unit holds these bytes; they are as long as a unit at least.
+    fd
+        A file that holds them, at the same offsets; -1: there is none.
+    mapped
+        Whether the file may be mapped, and copied from there.
+    memory
+        Whether reading the file never waits.
+    """
+
+    constant: bytes | memoryview = b""
+    fd: int = -1
+    mapped: bool = False
+    memory: bool = False
 
 
 def store_name(store: object) -> str:

@@ -6,6 +6,8 @@ import functools
 
 from refault.errors import StoreError, UsageError
 
+from .base import Bytes
+
 __all__ = ["FillStore"]
 
 _BLOCK = 64 << 10
@@ -60,6 +62,12 @@ class FillStore:
             buffer[done : done + count] = block[start : start + count]
             done += count
             start = 0
+
+    def where(self, page_size: int) -> Bytes | None:
+        """The bytes of a unit, if they are the same in every unit."""
+        if page_size % self._period or page_size > len(self._block):
+            return None
+        return Bytes(constant=self._block)
 
     def read_nowait(self, offset: int, buffer: memoryview) -> bool:
         """Fill `buffer`; a pattern never waits."""

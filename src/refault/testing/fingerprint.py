@@ -74,7 +74,7 @@ def fingerprint(world: World) -> int:
     ready = set(world.ready)
     return hash(
         (
-            bytes(flags & ~PG_ACTIVE for flags in mapping.flags),
+            bytes(mapping.flags),
             (tuple(order.inactive), tuple(order.active), tuple(order.ghosts)) if limited else None,
             values.truth,
             values.contents(),
@@ -104,8 +104,6 @@ def fingerprint(world: World) -> int:
             tuple(sorted(mapping.write_errors)),
             tuple(sorted(_pause(world, error) for error in machine.cooling)),
             tuple(sorted(mapping.pins.items())),
-            tuple(sorted(mapping.ahead)),
-            tuple(sorted(mapping.ahead)),
             (mapping.reclaiming, mapping.budget.reclaiming),
             mapping.budget.usage,
             tuple(sorted(world.evictions)),

@@ -1,0 +1,443 @@
+/* Serves page faults that need not wait.
+ *
+ * There is no rule of the fault path in here.  What a fault comes to is read from a table that the
+ * fault path itself has filled in (refault.fault.outcomes): for the state byte of the unit and the
+ * kind of the fault, what to call and which state follows.  Where the table says nothing, or a call
+ * does not go as the table expects, nothing has been changed, and the fault is given to Python.
+ *
+ * Nothing runs at the same time in Python's part of the loop: rf_serve is called by the thread that
+ * owns all states, and returns to it.  Python's worker threads run meanwhile; they own the bytes of
+ * units that are locked, and no state.
+ *
+ * How content comes in.  For a read: UFFDIO_COPY, write-protected.  Fewer calls than to write it to
+ * the memfd and map it, and what is mapped half way cannot be written to; so if it fails half
+ * way, a hole takes it all back.  For a write: pwrite to the memfd first, which nobody sees,
+ * then UFFDIO_CONTINUE, which maps what is whole.
+ *
+ * The source of a copy is the page cache itself, mapped here, if the file is in memory (MAP_SOURCE);
+ * that saves one of two copies.  Whether it is in memory is asked of mincore, except on
+ * filesystems that are nothing else.  A file that was cut short: the copy fails with EFAULT, and
+ * Python finds out why.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef UFFDIO_CONTINUE
+#define UFFDIO_CONTINUE 0xC020AA07
+struct uffdio_continue {
+    struct uffdio_range range;
+    uint64_t mode;
+    int64_t mapped;
+};
+#endif
+#ifndef RWF_NOWAIT
+#define RWF_NOWAIT 8
+#endif
+
+enum { PAGE = 4096, STREAMS = 8, MESSAGES = 64, EVENTS = 64, OUTCOMES = 32 };
+enum { CONTINUE_WP = 2, COPY_WP = 2, WRITE = 1, WP = 2 };
+enum { COPY_TRIES = 64 };
+static const int64_t SOURCE_MOST = 32 << 20;
+
+/* What an entry of the table asks for. */
+enum { KNOWN = 1, READS = 2, WRITABLE = 4, MAPS = 8, UNPROTECTS = 16 };
+/* Where bytes come from. */
+enum { NOTHING = 0, FILE_SOURCE = 1, CONSTANT_SOURCE = 2, MAP_SOURCE = 3, CACHED_MAP_SOURCE = 4 };
+
+struct entry {
+    uint8_t asks, state, outcome, unused;
+};
+
+struct account {
+    int64_t usage, peak, ceiling;
+};
+
+struct mapping {
+    uint8_t *flags;
+    int64_t whole; /* units that are not the last, partial one */
+    int64_t number;
+    struct account *budget, *parent;
+    int64_t *heads; /* of the streams of readahead, or null */
+    char *source;   /* the file, mapped, or constant bytes */
+    int64_t source_size;
+    int64_t source_touched;
+    int32_t shift, memfd, fd, kind, enabled, touched;
+    uint64_t uses[OUTCOMES];
+};
+
+struct vma {
+    uint64_t start, end, offset;
+    struct mapping *mapping;
+    int64_t writable;
+};
+
+struct client {
+    struct vma *vmas;
+    int64_t count, last;
+    int64_t uffd;
+};
+
+struct slow {
+    uint64_t event, flags, address, tid;
+    int32_t fd, entry;
+};
+
+struct note {
+    int64_t number;
+    uint64_t address;
+    int32_t fd, unused;
+};
+
+struct other {
+    int32_t fd, events;
+};
+
+struct server {
+    struct entry *table;
+    struct client **clients;
+    struct mapping **touched; /* whose uses are not 0 */
+    uint64_t *log;            /* number and index of units that came in */
+    struct slow *slow;
+    struct note *notes;
+    struct other *others;
+    char *staging;
+    int64_t log_size, touched_size, slow_size, notes_size;
+    int64_t clients_count, touched_count, log_count, slow_count, notes_count, others_count;
+    int64_t messages, last_fd, last_tid;
+    int32_t epoll, around;
+};
+
+int64_t rf_sizes(int which)
+{
+    static const int64_t sizes[] = {sizeof(struct entry),  sizeof(struct mapping),
+                                    sizeof(struct vma),    sizeof(struct client),
+                                    sizeof(struct slow),   sizeof(struct note),
+                                    sizeof(struct other),  sizeof(struct server)};
+    return which < (int)(sizeof sizes / sizeof *sizes) ? sizes[which] : -1;
+}
+
+static struct vma *find_vma(struct client *client, uint64_t address)
+{
+    struct vma *vmas = client->vmas;
+    int64_t low = 0, high = client->count;
+    if (client->last < high && vmas[client->last].start <= address &&
+        address < vmas[client->last].end)
+        return &vmas[client->last];
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (vmas[middle].end <= address)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low == client->count || address < vmas[low].start)
+        return NULL;
+    client->last = low;
+    return &vmas[low];
+}
+
+static int wake(int uffd, uint64_t start, uint64_t length)
+{
+    struct uffdio_range range = {.start = start, .len = length};
+    return ioctl(uffd, UFFDIO_WAKE, &range);
+}
+
+static int punch(int memfd, int64_t offset, int64_t length)
+{
+    return fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
+}
+
+/* Map bytes that the memfd holds.  A page of them may be mapped already, by a fault that came at the
+ * same time: then only the page that is needed counts.  0, or -1 and nothing that cannot be
+ * done again. */
+static int map_range(int uffd, uint64_t start, uint64_t length, uint64_t mode, uint64_t needed)
+{
+    struct uffdio_continue go = {.range = {.start = start, .len = length}, .mode = mode};
+    if (ioctl(uffd, UFFDIO_CONTINUE, &go) == 0)
+        return 0;
+    if (errno != EEXIST)
+        return -1;
+    struct uffdio_continue one = {.range = {.start = needed, .len = PAGE}, .mode = mode};
+    if (ioctl(uffd, UFFDIO_CONTINUE, &one) && errno != EEXIST)
+        return -1;
+    return wake(uffd, start, length);
+}
+
+static int unprotect(int uffd, uint64_t start, uint64_t length)
+{
+    struct uffdio_writeprotect off = {.range = {.start = start, .len = length}, .mode = 0};
+    return ioctl(uffd, UFFDIO_WRITEPROTECT, &off);
+}
+
+/* Drop what the mapping of a source has gathered: it counts as memory of ours, and has page tables. */
+static int forget_source(struct mapping *m)
+{
+    m->source_touched = 0;
+    void *again = mmap(m->source, m->source_size, PROT_READ, MAP_SHARED | MAP_FIXED, m->fd, 0);
+    return again == MAP_FAILED ? -1 : 0;
+}
+
+/* Where `length` bytes of the object are in our memory, or null. */
+static char *content(struct server *s, struct mapping *m, int64_t offset, int64_t length)
+{
+    unsigned char there[512];
+    if (m->kind == CONSTANT_SOURCE)
+        return m->source;
+    if (m->kind == MAP_SOURCE || m->kind == CACHED_MAP_SOURCE) {
+        if (offset + length > m->source_size)
+            return NULL;
+        if (m->kind == CACHED_MAP_SOURCE) {
+            int64_t pages = length / PAGE;
+            if (pages > (int64_t)sizeof there || mincore(m->source + offset, length, there))
+                return NULL;
+            for (int64_t i = 0; i < pages; i++)
+                if (!(there[i] & 1))
+                    return NULL;
+        }
+        m->source_touched += length;
+        if (m->source_touched > SOURCE_MOST && forget_source(m))
+            return NULL;
+        return m->source + offset;
+    }
+    if (m->kind == FILE_SOURCE) {
+        struct iovec part = {.iov_base = s->staging, .iov_len = length};
+        if (preadv2(m->fd, &part, 1, offset, RWF_NOWAIT) == length)
+            return s->staging;
+    }
+    return NULL;
+}
+
+/* Put content into a unit that is absent, and map it.  0, or -1 and it is absent as before. */
+static int fill(struct mapping *m, int uffd, uint64_t start, int64_t offset, char *bytes,
+                int writable)
+{
+    int64_t length = (int64_t)1 << m->shift;
+    if (writable) {
+        if (pwrite(m->memfd, bytes, length, offset) != length) {
+            punch(m->memfd, offset, length);
+            return -1;
+        }
+        struct uffdio_continue go = {.range = {.start = start, .len = length}};
+        /* If that fails, the content is whole all the same: whoever faults next maps the rest. */
+        if (ioctl(uffd, UFFDIO_CONTINUE, &go))
+            wake(uffd, start, length);
+        return 0;
+    }
+    int64_t done = 0;
+    for (int tries = 0; tries < COPY_TRIES; tries++) {
+        struct uffdio_copy copy = {.dst = start + done,
+                                   .src = (uintptr_t)bytes + done,
+                                   .len = length - done,
+                                   .mode = COPY_WP};
+        if (ioctl(uffd, UFFDIO_COPY, &copy) == 0)
+            return 0;
+        if (errno != EAGAIN)
+            break;
+        done += copy.copy > 0 ? copy.copy : 0;
+    }
+    punch(m->memfd, offset, length);
+    return -1;
+}
+
+static int charge(struct mapping *m)
+{
+    int64_t size = (int64_t)1 << m->shift;
+    struct account *a = m->budget, *p = m->parent;
+    if (a->usage + size > a->ceiling || (p && p->usage + size > p->ceiling))
+        return -1;
+    a->usage += size;
+    if (a->usage > a->peak)
+        a->peak = a->usage;
+    if (p) {
+        p->usage += size;
+        if (p->usage > p->peak)
+            p->peak = p->usage;
+    }
+    return 0;
+}
+
+static void uncharge(struct mapping *m)
+{
+    int64_t size = (int64_t)1 << m->shift;
+    m->budget->usage -= size;
+    if (m->parent)
+        m->parent->usage -= size;
+}
+
+/* Whether the fault belongs to a stream of readahead; if not, it may begin one. */
+static int follows(int64_t *heads, int64_t index)
+{
+    for (int stream = 0; stream < STREAMS; stream++)
+        if (heads[2 * stream] <= index && index <= heads[2 * stream + 1])
+            return 1;
+    return 0;
+}
+
+/* Serve one message.  The entry of the table that did not do, or -1; OUT: served. */
+enum { OUT = -2 };
+static int serve_fault(struct server *s, struct client *client, struct uffd_msg *message)
+{
+    uint64_t address = message->arg.pagefault.address & ~(uint64_t)(PAGE - 1);
+    int kind = message->arg.pagefault.flags & 7;
+    struct vma *vma = find_vma(client, address);
+    if (!vma || !vma->mapping->enabled)
+        return -1;
+    struct mapping *m = vma->mapping;
+    int uffd = client->uffd;
+    int64_t index = (address - vma->start + vma->offset) >> m->shift;
+    int64_t size = (int64_t)1 << m->shift, offset = index << m->shift;
+    uint64_t start = vma->start + offset - vma->offset;
+    if (index >= m->whole || offset < (int64_t)vma->offset || start + size > vma->end)
+        return -1;
+    int which = (vma->writable != 0) << 11 | kind << 8 | m->flags[index];
+    struct entry entry = s->table[which];
+    if (!entry.asks)
+        return which;
+    if (!(kind & (WRITE | WP)) &&
+        (((index + 1 < m->whole) && (m->flags[index + 1] & s->around)) ||
+         (index && (m->flags[index - 1] & s->around))))
+        return which;
+    if (s->notes_count == s->notes_size || s->log_count == s->log_size ||
+        s->touched_count == s->touched_size)
+        return which;
+    if (entry.asks & READS) {
+        if (m->kind == NOTHING)
+            return which;
+        if (charge(m))
+            return which;
+        char *bytes = content(s, m, offset, size);
+        if (!bytes || fill(m, uffd, start, offset, bytes, entry.asks & WRITABLE)) {
+            uncharge(m);
+            return which;
+        }
+        s->log[2 * s->log_count] = m->number;
+        s->log[2 * s->log_count + 1] = index;
+        s->log_count++;
+    } else {
+        if (entry.asks & MAPS &&
+            map_range(uffd, start, size, entry.asks & WRITABLE ? 0 : CONTINUE_WP, address))
+            return which;
+        if (entry.asks & UNPROTECTS && unprotect(uffd, start, size))
+            return which;
+    }
+    m->flags[index] = entry.state;
+    m->uses[entry.outcome]++;
+    if (!m->touched) {
+        m->touched = 1;
+        s->touched[s->touched_count++] = m;
+    }
+    if (m->heads) {
+        if (follows(m->heads, index)) {
+            s->notes[s->notes_count++] =
+                (struct note){.number = m->number, .address = address, .fd = uffd};
+        } else {
+            int64_t stream = m->heads[2 * STREAMS];
+            m->heads[2 * STREAMS] = (stream + 1) % STREAMS;
+            m->heads[2 * stream] = index - 1;
+            m->heads[2 * stream + 1] = index + 1;
+        }
+    }
+    return OUT;
+}
+
+static void serve_client(struct server *s, struct client *client)
+{
+    struct uffd_msg messages[MESSAGES];
+    ssize_t got = read(client->uffd, messages, sizeof messages);
+    for (ssize_t i = 0; i < got / (ssize_t)sizeof *messages; i++) {
+        struct uffd_msg *message = &messages[i];
+        int left = -1;
+        if (message->event == UFFD_EVENT_PAGEFAULT) {
+            s->messages++;
+            s->last_fd = client->uffd;
+            s->last_tid = message->arg.pagefault.feat.ptid;
+            left = serve_fault(s, client, message);
+        }
+        if (left == OUT)
+            continue;
+        s->slow[s->slow_count++] = (struct slow){.event = message->event,
+                                                 .flags = message->arg.pagefault.flags,
+                                                 .address = message->arg.pagefault.address,
+                                                 .tid = message->arg.pagefault.feat.ptid,
+                                                 .fd = client->uffd,
+                                                 .entry = left};
+        if (message->event != UFFD_EVENT_PAGEFAULT) {
+            struct slow *slow = &s->slow[s->slow_count - 1];
+            memcpy(&slow->flags, &message->arg, 3 * sizeof(uint64_t));
+        }
+    }
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* Serve until there is something for Python: a descriptor of its own, a fault that is not in the
+ * table, a stream of readahead that goes on, a log that is full, `most` messages, or the time (ms,
+ * -1: none) is over. */
+int rf_serve(struct server *s, int timeout, int64_t most)
+{
+    struct epoll_event events[EVENTS];
+    int64_t end = timeout > 0 ? now_ms() + timeout : 0;
+    s->messages = s->slow_count = s->notes_count = s->others_count = 0;
+    for (;;) {
+        int count = epoll_wait(s->epoll, events, EVENTS, timeout);
+        if (count < 0)
+            return errno == EINTR ? 0 : -errno;
+        for (int i = 0; i < count; i++) {
+            struct client *client = NULL;
+            if (events[i].events == EPOLLIN)
+                for (int64_t c = 0; c < s->clients_count && !client; c++)
+                    if (s->clients[c]->uffd == events[i].data.fd)
+                        client = s->clients[c];
+            if (client && s->slow_count + MESSAGES <= s->slow_size)
+                serve_client(s, client);
+            else
+                s->others[s->others_count++] =
+                    (struct other){.fd = events[i].data.fd, .events = events[i].events};
+        }
+        if (!count || s->others_count || s->slow_count || s->notes_count || s->messages >= most ||
+            s->log_count + MESSAGES > s->log_size || s->touched_count + MESSAGES > s->touched_size)
+            return 0;
+        if (timeout > 0) {
+            int64_t left = end - now_ms();
+            if (left <= 0)
+                return 0;
+            timeout = left;
+        }
+    }
+}
+
+/* Map `size` bytes of a file to copy from; null if that is not possible. */
+void *rf_map_source(int fd, int64_t size)
+{
+    void *source = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
+    return source == MAP_FAILED ? NULL : source;
+}
+
+void rf_unmap_source(void *source, int64_t size)
+{
+    munmap(source, size);
+}
+
+/* Free runs of a memfd: pairs of offset and length.  How many were freed; errno says why no more. */
+int64_t rf_punch(int memfd, const int64_t *runs, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        if (punch(memfd, runs[2 * i], runs[2 * i + 1]))
+            return i;
+    return count;
+}
