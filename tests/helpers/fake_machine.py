@@ -14,6 +14,7 @@ from typing import Any
 from refault.fault.callers import FaultOutcome, user_fault
 from refault.fault.flags import FAULT_FLAG_DEFAULT
 from refault.fault.handlers import handle_mm_fault
+from refault.fault.machine import Runs
 from refault.fault.reclaim import reclaim
 from refault.fault.vmf import Fault
 from refault.memory.address_space import AddressSpace
@@ -120,19 +121,21 @@ class FakeMachine:
             if writable and protected is not False and (vma, index) in self.tables:
                 self.tables[vma, index] = True
 
-    def write_protect(self, mapping: Mapping, first: int, last: int) -> None:
-        self.calls.append(("write_protect", first, last))
-        for vma, index in self.tables:
-            if vma.mapping is mapping and first <= index < last:
-                self.tables[vma, index] = False
+    def write_protect(self, mapping: Mapping, runs: Runs) -> None:
+        for first, last in runs:
+            self.calls.append(("write_protect", first, last))
+            for vma, index in self.tables:
+                if vma.mapping is mapping and first <= index < last:
+                    self.tables[vma, index] = False
 
-    def punch(self, mapping: Mapping, first: int, last: int) -> None:
-        self.calls.append(("punch", first, last))
-        for index in range(first, last):
-            assert not mapping.flags[index] & (PG_DIRTY | PG_WRITEBACK), f"unit {index} is lost"
-            del self.memory[mapping, index]
-            for vma in mapping.vmas:
-                self.tables.pop((vma, index), None)
+    def punch(self, mapping: Mapping, runs: Runs) -> None:
+        for first, last in runs:
+            self.calls.append(("punch", first, last))
+            for index in range(first, last):
+                assert not mapping.flags[index] & (PG_DIRTY | PG_WRITEBACK), f"{index} is lost"
+                del self.memory[mapping, index]
+                for vma in mapping.vmas:
+                    self.tables.pop((vma, index), None)
 
     def read_now(self, mapping: Mapping, index: int) -> bool:
         self.calls.append(("read_now", index))

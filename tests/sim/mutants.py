@@ -446,7 +446,7 @@ MUTANTS = (
         "a page is written back while threads can still change it",
         "lost write",
         reclaim.write_units,
-        "        machine.write_protect(mapping, first, last)\n",
+        "    machine.write_protect(mapping, found)\n",
         "",
         "failing-writeback",
     ),

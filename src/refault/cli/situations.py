@@ -18,6 +18,7 @@ from refault.fault.flags import (
     FAULT_FLAG_USER,
 )
 from refault.fault.handlers import handle_mm_fault, sanitize_fault
+from refault.fault.machine import Runs
 from refault.fault.results import (
     VM_FAULT_COMPLETED,
     VM_FAULT_ERROR,
@@ -74,10 +75,10 @@ class World:
         """See `refault.fault.machine.Machine`; so are all the others."""
         self.did.append("maps it writable" if writable else "maps it write-protected")
 
-    def write_protect(self, mapping: Mapping, first: int, last: int) -> None:
+    def write_protect(self, mapping: Mapping, runs: Runs) -> None:
         self.did.append("protects it")
 
-    def punch(self, mapping: Mapping, first: int, last: int) -> None:
+    def punch(self, mapping: Mapping, runs: Runs) -> None:
         self.did.append("evicts another page")
 
     def read_now(self, mapping: Mapping, index: int) -> bool:

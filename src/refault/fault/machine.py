@@ -8,13 +8,18 @@ wait for it.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
 
 from refault.memory.budget import Budget
 from refault.memory.mapping import Mapping, PageError
 from refault.memory.vma import Vma
 
-__all__ = ["Machine"]
+__all__ = ["Machine", "Runs"]
+
+Runs: TypeAlias = Sequence[tuple[int, int]]
+"""Units ``[first, last)`` of one mapping, in order.  Batches go over many runs at once: to free a
+page alone costs as much as to free a run."""
 
 
 class Machine(Protocol):
@@ -29,14 +34,14 @@ class Machine(Protocol):
         are mapped already stay, but get writable if asked for.
         """
 
-    def write_protect(self, mapping: Mapping, first: int, last: int) -> None:
-        """Write-protect units ``[first, last)`` in every vma that maps them.
+    def write_protect(self, mapping: Mapping, runs: Runs) -> None:
+        """Write-protect units in every vma that maps them.
 
         When it returns no thread can change them any more without a fault.
         """
 
-    def punch(self, mapping: Mapping, first: int, last: int) -> None:
-        """Take units ``[first, last)`` out of every page table and free their memory."""
+    def punch(self, mapping: Mapping, runs: Runs) -> None:
+        """Take units out of every page table and free their memory."""
 
     def read_now(self, mapping: Mapping, index: int) -> bool:
         """Fill a locked, charged unit at once, if that needs no waiting.

@@ -22,6 +22,7 @@ from refault.memory.vma import Vma
 from refault.memory.wait import Task
 
 from .callers import FaultOutcome, user_fault
+from .machine import Runs
 from .results import VM_FAULT_ERROR
 
 __all__ = ["Outcome", "outcome"]
@@ -77,10 +78,10 @@ class _Recorder:
         self.reads += 1
         return True
 
-    def write_protect(self, mapping: Mapping, first: int, last: int) -> None:
+    def write_protect(self, mapping: Mapping, runs: Runs) -> None:
         raise _NotInATable
 
-    def punch(self, mapping: Mapping, first: int, last: int) -> None:
+    def punch(self, mapping: Mapping, runs: Runs) -> None:
         raise _NotInATable
 
     def submit_read(self, mapping: Mapping, index: int) -> None:

@@ -25,7 +25,7 @@ from .machine import Machine
 __all__ = ["evict_units", "reclaim", "runs", "shrink_clean", "sync_units"]
 
 BATCH_BYTES = 4 << 20
-BATCH_UNITS = 64
+BATCH_UNITS = 512
 LOOK_AT = 64
 
 
@@ -57,10 +57,9 @@ def _by_size(budget: Budget) -> list[Mapping]:
 
 def drop_units(machine: Machine, mapping: Mapping, indexes: list[int], *, ghost: bool) -> None:
     """Free clean units; the caller has made sure that nobody else works on them."""
-    for first, last in runs(sorted(indexes)):
-        machine.punch(mapping, first, last)
-        for index in range(first, last):
-            mapping.drop(index, ghost=ghost)
+    if indexes:
+        machine.punch(mapping, list(runs(sorted(indexes))))
+        mapping.drop_many(indexes, ghost=ghost)
 
 
 def shrink_clean(machine: Machine, budget: Budget) -> bool:
@@ -87,7 +86,12 @@ def shrink_clean(machine: Machine, budget: Budget) -> bool:
 
 
 def _choose(budget: Budget, wanted: int) -> tuple[Mapping, list[int]] | None:
-    """Units to evict next; None only if there is not one in all the mappings."""
+    """Units to evict next; None only if there is not one in all the mappings.
+
+    As many as the low mark has room for at least: while a batch is written back others take
+    what is free, and it would be a little batch each time.
+    """
+    wanted = max(wanted, budget.low_free)
     mappings = [mapping for mapping in _by_size(budget) if not mapping.reclaiming]
     for look_at in (LOOK_AT, None):
         for mapping in mappings:
@@ -98,9 +102,12 @@ def _choose(budget: Budget, wanted: int) -> tuple[Mapping, list[int]] | None:
     return None
 
 
-def _room(budget: Budget) -> int:
-    """How much reclaim keeps free: twice the low mark, but any unit must fit."""
-    return max(2 * budget.low_free, max((m.page_size for m in budget.mappings), default=1))
+def _wanted(budget: Budget) -> int:
+    """Bytes that are still to be freed: up to twice the low mark, but any unit must fit."""
+    if budget.limit is None:
+        return 0
+    room = max(2 * budget.low_free, max((m.page_size for m in budget.mappings), default=1))
+    return room - (budget.limit - budget.usage)
 
 
 def reclaim(machine: Machine, budget: Budget, task: Task) -> Waits[None]:
@@ -122,8 +129,8 @@ def reclaim(machine: Machine, budget: Budget, task: Task) -> Waits[None]:
     """
     budget.reclaiming = mine = True
     try:
-        while budget.limit is not None and not task.fatal_signal_pending():
-            wanted = _room(budget) - (budget.limit - budget.usage)
+        while not task.fatal_signal_pending():
+            wanted = _wanted(budget)
             chosen = _choose(budget, wanted) if wanted > 0 else None
             if chosen is None:
                 return
@@ -143,6 +150,8 @@ def reclaim(machine: Machine, budget: Budget, task: Task) -> Waits[None]:
             if budget.reclaiming and not mine:
                 return
             budget.reclaiming = mine = True
+            if _wanted(budget) <= 0:
+                return  # now, and not after others have run: they always take a little again
             yield RESCHEDULE
     finally:
         if mine:
@@ -161,21 +170,21 @@ def evict_units(
     BaseException or None
         Why a unit could not be written back; such units stay, dirty.
     """
-    locked = [
+    flags, pins = mapping.flags, mapping.pins
+    free = PG_UPTODATE | PG_LOCKED | PG_WRITEBACK
+    chosen = [
         index
         for index in sorted(indexes)
-        if mapping.flags[index] & PG_UPTODATE
-        and mapping.evictable(index)
-        and mapping.trylock_page(index)
+        if flags[index] & free == PG_UPTODATE and index not in pins
     ]
-    dirty = [index for index in locked if mapping.flags[index] & PG_DIRTY]
-    failed: BaseException | None = None
-    if dirty:
-        failed = yield from write_units(machine, mapping, dirty, task)
-    gone = [index for index in locked if not mapping.flags[index] & PG_DIRTY]
+    drop_units(machine, mapping, [i for i in chosen if not flags[i] & PG_DIRTY], ghost=ghost)
+    dirty = [index for index in chosen if flags[index] & PG_DIRTY and mapping.trylock_page(index)]
+    if not dirty:
+        return None
+    failed = yield from write_units(machine, mapping, dirty, task)
+    gone = [index for index in dirty if not flags[index] & PG_DIRTY]
     drop_units(machine, mapping, gone, ghost=ghost)
-    for index in locked:
-        mapping.unlock_page(index)
+    mapping.unlock_many(dirty)
     return failed
 
 
@@ -194,10 +203,11 @@ def write_units(
     BaseException or None
         The error of a write that failed; its units are dirty again.
     """
-    for first, last in runs(dirty):
-        machine.write_protect(mapping, first, last)
-        for index in range(first, last):
-            mapping.begin_writeback(index)
+    found = list(runs(dirty))
+    machine.write_protect(mapping, found)
+    for index in dirty:
+        mapping.begin_writeback(index)
+    for first, last in found:
         machine.submit_write(mapping, first, last)
     return (yield from wait_on_writeback(mapping, dirty))
 

@@ -23,15 +23,18 @@ import mmap
 import os
 import random
 import sys
+from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from refault.errors import StoreError
+from refault.fault.machine import Runs
 from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
 from refault.memory.mapping import Mapping, PageError
 from refault.memory.page import PG_SWAPPED, PG_WRITEBACK
 from refault.memory.vma import Vma
+from refault.native import library
 from refault.stores.base import Store
 from refault.stores.swap import Swap
 
@@ -201,6 +204,13 @@ class LinuxMapping(Mapping):
         if self.native is not None:
             self.native.refresh()
 
+    def byte_ranges(self, runs: Runs) -> list[tuple[int, int]]:
+        """Runs of units as (offset, length); the last unit may be shorter than the others."""
+        shift, size = self.page_shift, self.size
+        return [
+            (first << shift, min(last << shift, size) - (first << shift)) for first, last in runs
+        ]
+
     def enter(self) -> None:
         """A thread is about to use the memfd; `leave` follows in the loop."""
         self.users += 1
@@ -244,6 +254,17 @@ class LinuxMapping(Mapping):
             os.close(memfd)
 
 
+def _protect(uffd: Userfaultfd, start: int, length: int) -> None:
+    while True:
+        try:
+            uffd.write_protect(start, length, WRITEPROTECT_WP)
+        except Again:
+            continue
+        except RangeGone:
+            pass
+        return
+
+
 class Buffers:
     """Staging buffers for threads; a few are kept, since fresh memory is slow."""
 
@@ -276,7 +297,9 @@ class LinuxMachine:
         self.services = services
         self.staging = bytearray(BUFFER_BYTES)
         self.staging_view = memoryview(self.staging)
+        self.native = library()
         self.plugged: dict[LinuxMapping, list[int]] = {}
+        self.plugged_writes: dict[LinuxMapping, list[tuple[int, int]]] = {}
         self.buffers = Buffers()
 
     # -- page tables ----------------------------------------------------------
@@ -307,33 +330,35 @@ class LinuxMachine:
         except ProcessGone:
             pass
 
-    def write_protect(self, mapping: Mapping, first: int, last: int) -> None:
+    def write_protect(self, mapping: Mapping, runs: Runs) -> None:
         """Write-protect units everywhere, see `Machine.write_protect`."""
         for vma in mapping.vmas:
-            start, end = vma.unit_range(first, last)
-            if not vma.writable or start >= end or vma.mm.dead:
+            if not vma.writable or vma.mm.dead:
                 continue
-            while True:
-                try:
-                    vma.mm.uffd.write_protect(  # type: ignore[attr-defined]
-                        start, end - start, WRITEPROTECT_WP
-                    )
-                except Again:
-                    continue
-                except RangeGone:
-                    pass
-                break
+            uffd: Userfaultfd = vma.mm.uffd  # type: ignore[attr-defined]
+            ranges = [vma.unit_range(first, last) for first, last in runs]
+            ranges = [(start, end) for start, end in ranges if start < end]
+            done = 0
+            if self.native is not None:
+                pairs = array("q", [n for start, end in ranges for n in (start, end - start)])
+                done = self.native.rf_protect(uffd.fd, pairs.buffer_info()[0], len(ranges))
+            for start, end in ranges[done:]:
+                _protect(uffd, start, end - start)
 
-    def punch(self, mapping: Mapping, first: int, last: int) -> None:
+    def punch(self, mapping: Mapping, runs: Runs) -> None:
         """Free units, see `Machine.punch`."""
         assert isinstance(mapping, LinuxMapping)
-        start = first << mapping.page_shift
-        self._punch_bytes(mapping, start, (last << mapping.page_shift) - start)
-
-    def _punch_bytes(self, mapping: LinuxMapping, start: int, length: int) -> None:
-        if _fallocate(mapping.memfd, _PUNCH_HOLE_KEEP_SIZE, start, length):
-            number = ctypes.get_errno()
-            raise OSError(number, f"cannot free memory of {mapping.name}: {os.strerror(number)}")
+        ranges = mapping.byte_ranges(runs)
+        done = 0
+        if self.native is not None:
+            pairs = array("q", [number for one in ranges for number in one])
+            done = self.native.rf_punch(mapping.memfd, pairs.buffer_info()[0], len(ranges))
+        for start, length in ranges[done:]:
+            if _fallocate(mapping.memfd, _PUNCH_HOLE_KEEP_SIZE, start, length):
+                number = ctypes.get_errno()
+                raise OSError(
+                    number, f"cannot free memory of {mapping.name}: {os.strerror(number)}"
+                )
 
     # -- in -------------------------------------------------------------------
 
@@ -365,7 +390,7 @@ class LinuxMachine:
         """Drop the 0xFF page that a Ctrl-C left in a unit, if there is one."""
         if index in mapping.given_up:
             mapping.take_back(index)
-            self.punch(mapping, index, index + 1)
+            self.punch(mapping, [(index, index + 1)])
 
     def submit_read(self, mapping: Mapping, index: int) -> None:
         """Begin to fill a unit, see `Machine.submit_read`.
@@ -377,7 +402,9 @@ class LinuxMachine:
         self.plugged.setdefault(mapping, []).append(index)
 
     def unplug(self) -> None:
-        """Send the reads collected since the last turn to the threads."""
+        """Send the reads and writes collected since the last turn to the threads."""
+        while self.plugged_writes:
+            self._start_writes(*self.plugged_writes.popitem())
         while self.plugged:
             mapping, indexes = self.plugged.popitem()
             indexes.sort()
@@ -442,7 +469,7 @@ class LinuxMachine:
                 start, end = mapping.index_bytes(index)
                 mapping.counters.bytes_read += end - start
             else:
-                self.punch(mapping, index, index + 1)
+                self.punch(mapping, [(index, index + 1)])
             mapping.end_read(index, error, permanent=bool(getattr(error, "permanent", False)))
             if error is not None:
                 self.read_failed(mapping, index)
@@ -450,25 +477,46 @@ class LinuxMachine:
     # -- out ------------------------------------------------------------------
 
     def submit_write(self, mapping: Mapping, first: int, last: int) -> None:
-        """Begin to write units back, see `Machine.submit_write`."""
+        """Begin to write units back, see `Machine.submit_write`.
+
+        What is submitted in the same turn of the loop is sent off together: see `unplug`.
+        """
         assert isinstance(mapping, LinuxMapping)
         step = max(1, RUN_BYTES // mapping.page_size)
-        for at in range(first, last, step):
-            self._start_write(mapping, at, min(at + step, last))
+        plugged = self.plugged_writes.setdefault(mapping, [])
+        plugged.extend((at, min(at + step, last)) for at in range(first, last, step))
 
-    def _start_write(self, mapping: LinuxMapping, first: int, last: int) -> None:
+    def _start_writes(self, mapping: LinuxMapping, runs: list[tuple[int, int]]) -> None:
+        """Share runs out among threads: many to one, if the store takes many at once."""
+        together = not mapping.private and hasattr(mapping.store, "write_runs")
+        most = max(1, RUN_BYTES // mapping.page_size) if together else 0
+        job: list[tuple[int, int]] = []
+        units = 0
+        for first, last in runs:
+            if job and units + last - first > most:
+                self._start_write(mapping, job)
+                job, units = [], 0
+            job.append((first, last))
+            units += last - first
+        self._start_write(mapping, job)
+
+    def _start_write(self, mapping: LinuxMapping, runs: list[tuple[int, int]]) -> None:
+        units = [index for first, last in runs for index in range(first, last)]
         if mapping.write_end is not None:
-            for index in range(first, last):
+            for index in units:
                 mapping.end_writeback(index, mapping.write_end)
             return
-        start = mapping.index_bytes(first)[0]
-        length = mapping.index_bytes(last - 1)[1] - start
+        ranges = mapping.byte_ranges(runs)
 
         def work() -> None:
+            if len(ranges) > 1:
+                mapping.store.write_runs(mapping.memfd, ranges)  # type: ignore[attr-defined]
+                return
+            ((start, length),) = ranges
             with self.buffers.take() as whole, whole[:length] as view:
                 if os.preadv(mapping.memfd, [view], start) != length:
                     raise StoreError(f"{mapping.name}: memory at {start} cannot be read")
-                for index in range(first, last) if mapping.private else ():
+                for index in units if mapping.private else ():
                     low, high = mapping.index_bytes(index)
                     mapping.swap.store((mapping.number, index), view[low - start : high - start])
                 if not mapping.private:
@@ -481,12 +529,12 @@ class LinuxMachine:
             counters = mapping.counters
             if error is None:
                 mapping.write_pause = None
-                counters.bytes_written += length
+                counters.bytes_written += sum(length for _, length in ranges)
                 if mapping.private:
-                    counters.swap_writes += last - first
+                    counters.swap_writes += len(units)
                 else:
-                    counters.store_writes += 1
-            for index in range(first, last):
+                    counters.store_writes += len(ranges)
+            for index in units:
                 mapping.end_writeback(index, error)
 
         mapping.enter()

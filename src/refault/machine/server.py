@@ -49,7 +49,7 @@ _MAP_FROM: Final = 16 << 10
 """Page units from which on it pays to copy from the mapped file instead of reading it first."""
 
 _KNOWN, _READS, _WRITABLE, _MAPS, _UNPROTECTS = 1, 2, 4, 8, 16
-_NOTHING, _FILE, _CONSTANT, _MAP, _CACHED_MAP = range(5)
+_NOTHING, _CONSTANT, _FILE, _CACHED_FILE, _MAP, _CACHED_MAP = range(6)
 
 _VMA = Struct("=QQQQq")
 
@@ -233,7 +233,7 @@ class MappingRecord:
             self._keep.append(held)
             record.kind, record.source = _CONSTANT, ctypes.addressof(held)
         elif found.fd >= 0:
-            record.kind, record.fd = _FILE, found.fd
+            record.kind, record.fd = _FILE if found.memory else _CACHED_FILE, found.fd
             if found.mapped and mapping.page_size >= _MAP_FROM and mapping.size:
                 source = self.server.library.rf_map_source(found.fd, mapping.size)
                 if source:
@@ -259,6 +259,8 @@ class ServedClient:
     on_fault, on_note
         Called with a fault that is for Python, and with the address of one that was served and
         belongs to a stream of readahead.
+    on_thread
+        Called now and then with the number of a thread that has faulted.
     """
 
     def __init__(
@@ -267,11 +269,13 @@ class ServedClient:
         uffd: int,
         on_fault: Callable[[Fault], None],
         on_note: Callable[[int], None],
+        on_thread: Callable[[int], None],
     ) -> None:
         self.server = server
         self.uffd = uffd
         self.on_fault = on_fault
         self.on_note = on_note
+        self.on_thread = on_thread
         self.record = _Client(None, 0, 0, uffd)
         self._starts: list[int] = []
         self._vmas = bytearray()
@@ -409,6 +413,8 @@ class Server:
             raise OSError(-error, "epoll")
         if state.touched_count:
             self._settle()
+        if state.messages and (last := self.clients.get(state.last_fd)) is not None:
+            last.on_thread(state.last_tid)
         for number in range(state.notes_count):
             note = self._notes[number]
             client = self.clients.get(note.fd)

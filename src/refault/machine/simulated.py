@@ -15,10 +15,11 @@ that anybody could be shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from refault.errors import StoreError
+from refault.fault.machine import Runs
 from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
 from refault.memory.mapping import Mapping, PageError
@@ -38,6 +39,11 @@ class Violation(BaseException):
 
     Not an `Exception`: no handler of the fault path may take it for a failure of the store.
     """
+
+
+def _units(runs: Runs) -> Iterator[int]:
+    for first, last in runs:
+        yield from range(first, last)
 
 
 class Io:
@@ -155,17 +161,17 @@ class SimulatedMachine:
                 table[index] = True
         self.on_wake(vma, first, last)
 
-    def write_protect(self, mapping: Mapping, first: int, last: int) -> None:
+    def write_protect(self, mapping: Mapping, runs: Runs) -> None:
         """Write-protect units, see `Machine.write_protect`."""
         for vma in mapping.vmas:
             table = self.tables[vma]
-            for index in range(first, last):
+            for index in _units(runs):
                 if index in table:
                     table[index] = False
 
-    def punch(self, mapping: Mapping, first: int, last: int) -> None:
+    def punch(self, mapping: Mapping, runs: Runs) -> None:
         """Free units, see `Machine.punch`."""
-        for index in range(first, last):
+        for index in _units(runs):
             if any(self.tables[vma].get(index) for vma in mapping.vmas):
                 raise Violation(f"unit {index} is freed while a thread can still write to it")
             self.memory.pop((mapping.number, index), None)
@@ -232,7 +238,7 @@ class SimulatedMachine:
         mapping, index = io.mapping, io.first
         key = (mapping.number, index)
         if failure:
-            self.punch(mapping, index, index + 1)
+            self.punch(mapping, [(index, index + 1)])
             error = StoreError(failure, permanent=failure != "error")
             mapping.end_read(index, error, permanent=error.permanent)
             self.read_failed(mapping, index)

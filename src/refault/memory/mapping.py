@@ -238,6 +238,17 @@ class Mapping:
         if self.flags[index] & PG_UPTODATE:
             self.budget.wake_waiters()
 
+    def unlock_many(self, indexes: Sequence[int]) -> None:
+        """`unlock_page` of several units."""
+        flags, queues = self.flags, self._queues
+        for index in indexes:
+            if not flags[index] & PG_LOCKED:
+                raise AssertionError(f"unit {index} of {self.name} unlocked twice")
+            flags[index] &= ~PG_LOCKED
+            if index in queues:
+                self.wake_page(index)
+        self.budget.wake_waiters()
+
     def page_queue(self, index: int) -> WaitQueue:
         """Where tasks wait for the unit's lock, read or writeback to end."""
         queue = self._queues.get(index)
@@ -324,14 +335,25 @@ class Mapping:
 
     def drop(self, index: int, *, ghost: bool) -> None:
         """The unit's memory was given back; only store or swap have its content now."""
-        if self.flags[index] & (PG_DIRTY | PG_WRITEBACK):
-            raise AssertionError(f"unit {index} of {self.name} dropped while it is dirty")
-        if self.flags[index] & PG_AHEAD and self.readahead is not None:
+        self.drop_many([index], ghost=ghost)
+
+    def drop_many(self, indexes: Sequence[int], *, ghost: bool) -> None:
+        """`drop` of several units."""
+        flags, remove = self.flags, self.working_set.remove
+        kept = ~(PG_UPTODATE | PG_AHEAD | PG_READAHEAD)
+        wasted = False
+        for index in indexes:
+            state = flags[index]
+            if state & (PG_DIRTY | PG_WRITEBACK):
+                raise AssertionError(f"unit {index} of {self.name} dropped while it is dirty")
+            wasted = wasted or bool(state & PG_AHEAD)
+            flags[index] = state & kept
+            remove(index, ghost=ghost)
+        if wasted and self.readahead is not None:
             self.readahead.wasted()
-        self.flags[index] &= ~(PG_UPTODATE | PG_AHEAD | PG_READAHEAD)
-        self.working_set.remove(index, ghost=ghost)
-        self.counters.evictions += ghost
-        self.budget.uncharge(self.page_size)
+        if ghost:
+            self.counters.evictions += len(indexes)
+        self.budget.uncharge(self.page_size * len(indexes))
 
     # -- pins ---------------------------------------------------------------
 

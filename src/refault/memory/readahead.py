@@ -16,7 +16,8 @@ them, was too large for the memory there is: the bound is halved, and doubles ag
 window that is used.
 
 The bounds ``[low, high]`` of the streams lie in one array of numbers, `heads`, which native code
-reads and writes as well: what it must know is only whether a fault belongs to a stream.
+reads and writes as well: what it must know is only whether a fault belongs to a stream, and how a
+new one begins.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ INITIAL_BYTES = 256 << 10
 MAX_BYTES = 2 << 20
 STREAMS = 8
 
-_NEXT = 2 * STREAMS
+_NEXT = 3 * STREAMS
 _NOWHERE = -4
 
 
@@ -55,8 +56,8 @@ class Readahead:
     Attributes
     ----------
     heads
-        ``low`` and ``high`` of each stream, one after the other, and which stream is the
-        next to be given up.
+        ``low`` and ``high`` of each stream and whether it is new, one after the other, and which
+        stream is the next to be given up.
     largest
         Units of the largest window; 0: nothing is read ahead.
     """
@@ -67,8 +68,8 @@ class Readahead:
         room = MAX_BYTES if budget is None else min(MAX_BYTES, budget // 8)
         self.largest = self.bound = room // page_size
         self.initial = min(max(INITIAL_BYTES // page_size, 1), self.largest)
-        self.heads = array("q", [_NOWHERE] * _NEXT + [0])
-        # Of each stream: whether it goes up (1) or down (-1), 0 after its first touch; its newest
+        self.heads = array("q", [_NOWHERE, _NOWHERE, 1] * STREAMS + [0])
+        # Of each stream that is not new: whether it goes up (1) or down (-1); its newest
         # window, where the reader comes to it, and its size, 0 if there is none yet.
         self.way = [0] * STREAMS
         self.start = [0] * STREAMS
@@ -77,9 +78,9 @@ class Readahead:
     def window(self, index: int) -> Window | None:
         """Note a fault at `index`; what to begin to read, if anything."""
         heads = self.heads
-        for stream in range(0, _NEXT, 2):
-            if heads[stream] <= index <= heads[stream + 1]:
-                return self._follow(stream >> 1, index)
+        for stream in range(STREAMS):
+            if heads[3 * stream] <= index <= heads[3 * stream + 1]:
+                return self._follow(stream, index)
         stream = heads[_NEXT]
         heads[_NEXT] = (stream + 1) % STREAMS
         self._begin(stream, index)
@@ -91,22 +92,22 @@ class Readahead:
 
     def _begin(self, stream: int, index: int) -> None:
         self._expect(stream, index - 1, index + 1)
-        self.way[stream] = self.size[stream] = 0
+        self.heads[3 * stream + 2] = 1
 
     def _expect(self, stream: int, one: int, other: int) -> None:
         """Faults between these two belong to the stream."""
-        self.heads[2 * stream] = min(one, other)
-        self.heads[2 * stream + 1] = max(one, other)
+        self.heads[3 * stream] = min(one, other)
+        self.heads[3 * stream + 1] = max(one, other)
 
     def _follow(self, stream: int, index: int) -> Window | None:
-        way, start, size = self.way[stream], self.start[stream], self.size[stream]
-        if not way:
-            step = index - self.heads[2 * stream] - 1
+        if self.heads[3 * stream + 2]:
+            step = index - self.heads[3 * stream] - 1
             if step:  # else it is the same unit again
-                self.way[stream] = step
-                self.start[stream] = index
+                self.heads[3 * stream + 2] = 0
+                self.way[stream], self.start[stream], self.size[stream] = step, index, 0
                 self._expect(stream, index, index + step)
             return None
+        way, start, size = self.way[stream], self.start[stream], self.size[stream]
         if not size:
             if index == start:
                 return None

@@ -30,7 +30,15 @@ def library() -> ctypes.CDLL | None:
         version = found.refault_native_version()
     except (OSError, AttributeError):
         return None
-    return found if version == VERSION else None
+    if version != VERSION:
+        return None
+    numbers, count = ctypes.c_void_p, ctypes.c_int64
+    found.rf_punch.argtypes = (ctypes.c_int, numbers, count)
+    found.rf_protect.argtypes = (ctypes.c_int, numbers, count)
+    found.rf_copy.argtypes = (ctypes.c_int, ctypes.c_int, numbers, count, numbers)
+    for function in (found.rf_punch, found.rf_protect, found.rf_copy):
+        function.restype = ctypes.c_int64
+    return found
 
 
 def available() -> bool:

@@ -52,7 +52,7 @@ static const int64_t SOURCE_MOST = 32 << 20;
 /* What an entry of the table asks for. */
 enum { KNOWN = 1, READS = 2, WRITABLE = 4, MAPS = 8, UNPROTECTS = 16 };
 /* Where bytes come from. */
-enum { NOTHING = 0, FILE_SOURCE = 1, CONSTANT_SOURCE = 2, MAP_SOURCE = 3, CACHED_MAP_SOURCE = 4 };
+enum { NOTHING, CONSTANT_SOURCE, FILE_SOURCE, CACHED_FILE_SOURCE, MAP_SOURCE, CACHED_MAP_SOURCE };
 
 struct entry {
     uint8_t asks, state, outcome, unused;
@@ -209,12 +209,9 @@ static char *content(struct server *s, struct mapping *m, int64_t offset, int64_
             return NULL;
         return m->source + offset;
     }
-    if (m->kind == FILE_SOURCE) {
-        struct iovec part = {.iov_base = s->staging, .iov_len = length};
-        if (preadv2(m->fd, &part, 1, offset, RWF_NOWAIT) == length)
-            return s->staging;
-    }
-    return NULL;
+    struct iovec part = {.iov_base = s->staging, .iov_len = length};
+    int flags = m->kind == CACHED_FILE_SOURCE ? RWF_NOWAIT : 0;
+    return preadv2(m->fd, &part, 1, offset, flags) == length ? s->staging : NULL;
 }
 
 /* Put content into a unit that is absent, and map it.  0, or -1 and it is absent as before. */
@@ -274,13 +271,22 @@ static void uncharge(struct mapping *m)
         m->parent->usage -= size;
 }
 
-/* Whether the fault belongs to a stream of readahead; if not, it may begin one. */
+/* Whether a fault belongs to a stream of readahead: its low and high bound, and whether it is new. */
 static int follows(int64_t *heads, int64_t index)
 {
     for (int stream = 0; stream < STREAMS; stream++)
-        if (heads[2 * stream] <= index && index <= heads[2 * stream + 1])
+        if (heads[3 * stream] <= index && index <= heads[3 * stream + 1])
             return 1;
     return 0;
+}
+
+static void begin_stream(int64_t *heads, int64_t index)
+{
+    int64_t stream = heads[3 * STREAMS];
+    heads[3 * STREAMS] = (stream + 1) % STREAMS;
+    heads[3 * stream] = index - 1;
+    heads[3 * stream + 1] = index + 1;
+    heads[3 * stream + 2] = 1;
 }
 
 /* Serve one message.  The entry of the table that did not do, or -1; OUT: served. */
@@ -336,16 +342,12 @@ static int serve_fault(struct server *s, struct client *client, struct uffd_msg 
         m->touched = 1;
         s->touched[s->touched_count++] = m;
     }
-    if (m->heads) {
-        if (follows(m->heads, index)) {
+    if (m->heads && !(kind & WP)) {
+        if (follows(m->heads, index))
             s->notes[s->notes_count++] =
                 (struct note){.number = m->number, .address = address, .fd = uffd};
-        } else {
-            int64_t stream = m->heads[2 * STREAMS];
-            m->heads[2 * STREAMS] = (stream + 1) % STREAMS;
-            m->heads[2 * stream] = index - 1;
-            m->heads[2 * stream + 1] = index + 1;
-        }
+        else
+            begin_stream(m->heads, index);
     }
     return OUT;
 }
@@ -433,11 +435,3 @@ void rf_unmap_source(void *source, int64_t size)
     munmap(source, size);
 }
 
-/* Free runs of a memfd: pairs of offset and length.  How many were freed; errno says why no more. */
-int64_t rf_punch(int memfd, const int64_t *runs, int64_t count)
-{
-    for (int64_t i = 0; i < count; i++)
-        if (punch(memfd, runs[2 * i], runs[2 * i + 1]))
-            return i;
-    return count;
-}

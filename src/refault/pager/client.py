@@ -143,7 +143,11 @@ class Client:
         loop.add(uffd, self.on_faults)
         if loop.server is not None:
             self.mm.served = ServedClient(
-                loop.server, uffd, lambda fault: self.on_message(*fault), self.on_served
+                loop.server,
+                uffd,
+                lambda fault: self.on_message(*fault),
+                self.on_served,
+                lambda tid: self.pager.placement.follow(self.pid, tid),
             )
         loop.add(wakeup, self.on_wakeup)
         if message.user_mode_only:
@@ -235,7 +239,7 @@ class Client:
                 self.deliver_error(task, vma, "; the time limit of the region is over")
             else:
                 self.wake(task.address)
-        elif not vma.detached:
+        elif not vma.detached and not task.flags & FAULT_WP:
             self.follow_stream(vma, task.address)
 
     def on_served(self, address: int) -> None:
@@ -348,7 +352,7 @@ class Client:
                 if not mapping.flags[index] & PG_READING:
                     mapping.take_back(index)
                 # Else a thread may have filled it already: its end has it read again.
-                self.pager.machine.punch(mapping, index, index + 1)
+                self.pager.machine.punch(mapping, [(index, index + 1)])
 
     # -- regions ----------------------------------------------------------------
 

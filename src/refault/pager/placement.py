@@ -13,8 +13,7 @@ import time
 
 __all__ = ["Placement"]
 
-LOOK_EVERY = 64
-LOOK_SECONDS = 0.02
+LOOK_SECONDS = 0.005
 
 
 class Placement:
@@ -23,20 +22,16 @@ class Placement:
     def __init__(self) -> None:
         self.cpus = os.sched_getaffinity(0)
         self.cpu = -1
-        self.faults = 0
         self.looked = 0.0
         self.enabled = len(self.cpus) > 1
 
     def follow(self, pid: int, tid: int) -> None:
         """A fault of thread `tid` arrived."""
-        self.faults -= 1
-        if self.faults > 0 or not self.enabled:
+        if not self.enabled:
             return
         now = time.monotonic()
         if now - self.looked < LOOK_SECONDS:
-            self.faults = LOOK_EVERY // 8
             return
-        self.faults = LOOK_EVERY
         self.looked = now
         try:
             with open(f"/proc/{pid}/task/{tid}/stat", "rb", buffering=0) as stat:

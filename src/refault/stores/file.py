@@ -30,8 +30,11 @@ import functools
 import os
 import stat
 import threading
+from array import array
+from collections.abc import Sequence
 
 from refault.errors import StoreError, UsageError
+from refault.native import library
 
 from .base import Bytes
 
@@ -191,6 +194,43 @@ class FileStore:
             raise self._failed("write", offset + done, error) from error
         finally:
             self._leave()
+
+    def write_runs(self, source: int, ranges: Sequence[tuple[int, int]]) -> None:
+        """Write many ranges at once, from the same offsets of another file.
+
+        Parameters
+        ----------
+        source
+            Descriptor of the file that holds them: a memfd.
+        ranges
+            (offset, length) of each, in order.
+
+        Raises
+        ------
+        StoreError
+            Which of them have been written is not known.
+        """
+        done = 0
+        native = library()
+        if native is not None and self.writable and ranges:
+            end = sum(ranges[-1])
+            fd = self._enter("write", ranges[0][0])
+            try:
+                if os.fstat(fd).st_size < end:
+                    raise self._truncated("write", ranges[0][0])
+                numbers = array("q", [number for one in ranges for number in one])
+                begun = array("q", [0])
+                done = native.rf_copy(
+                    source, fd, numbers.buffer_info()[0], len(ranges), begun.buffer_info()[0]
+                )
+            finally:
+                self._leave()
+        # The rest, and with it the one that failed, by the way that says what is wrong.
+        for offset, length in ranges[done:]:
+            buffer = bytearray(length)
+            if os.preadv(source, [buffer], offset) != length:
+                raise StoreError(f"{self.name}: what is to be written at {offset} cannot be read")
+            self.write_from(offset, memoryview(buffer))
 
     def flush(self) -> None:
         """Make everything written so far durable, or raise `StoreError`.

@@ -567,7 +567,7 @@ class World:
         self.protections -= 1
         self.instant = list(self.truth)
         self.protection = Protection(range(self.mapping.pages))
-        self.machine.write_protect(self.mapping, 0, self.mapping.pages)
+        self.machine.write_protect(self.mapping, [(0, self.mapping.pages)])
         self.mapping.protection = self.protection
 
     def _image(self, index: int) -> None:

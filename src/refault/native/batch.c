@@ -1,0 +1,77 @@
+/* The same call for many ranges: pairs of offset (or address) and length.
+ *
+ * Each returns for how many ranges it was done.  If not for all, errno says why not for the next
+ * one; Python takes it from there, and so it is Python that knows what each error means.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+int64_t rf_punch(int memfd, const int64_t *ranges, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        if (fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, ranges[2 * i],
+                      (ranges[2 * i + 1] + 4095) & ~(int64_t)4095))
+            return i;
+    return count;
+}
+
+int64_t rf_protect(int uffd, const int64_t *ranges, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        struct uffdio_writeprotect on = {
+            .range = {.start = ranges[2 * i], .len = ranges[2 * i + 1]},
+            .mode = UFFDIO_WRITEPROTECT_MODE_WP};
+        if (ioctl(uffd, UFFDIO_WRITEPROTECT, &on))
+            return i;
+    }
+    return count;
+}
+
+/* Copy ranges from one file to the same offsets of another.  `*done`: bytes of the range that
+ * failed which had been written before. */
+int64_t rf_copy(int from, int to, const int64_t *ranges, int64_t count, int64_t *done)
+{
+    enum { PIECE = 1 << 20 };
+    int64_t most = 0;
+    for (int64_t i = 0; i < count; i++)
+        most = ranges[2 * i + 1] > most ? ranges[2 * i + 1] : most;
+    char *buffer = malloc(most < PIECE ? most : PIECE);
+    if (!buffer)
+        return 0;
+    int64_t i = 0;
+    for (; i < count; i++) {
+        int64_t at = ranges[2 * i], left = ranges[2 * i + 1];
+        *done = 0;
+        while (left > 0) {
+            ssize_t got = pread(from, buffer, left < PIECE ? left : PIECE, at);
+            if (got <= 0) {
+                errno = got ? errno : EIO;
+                goto out;
+            }
+            for (ssize_t put = 0; put < got;) {
+                ssize_t now = pwrite(to, buffer + put, got - put, at + put);
+                if (now < 0 && errno == EINTR)
+                    continue;
+                if (now <= 0) {
+                    errno = now ? errno : EIO;
+                    goto out;
+                }
+                put += now;
+                *done += now;
+            }
+            at += got;
+            left -= got;
+        }
+    }
+out:;
+    int error = errno;
+    free(buffer);
+    errno = error;
+    return i;
+}
