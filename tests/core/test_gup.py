@@ -348,7 +348,7 @@ def read_ahead(world: World, first: int, last: int, **how) -> Run:
 
 def test_readahead_begins_and_marks_the_first() -> None:
     world = World()
-    run = read_ahead(world, 3, 7)
+    run = read_ahead(world, 3, 7, mark=1)
     assert run.result == 4
     assert not run.waits
     assert [index for _, index in world.machine.reads] == [3, 4, 5, 6]
@@ -373,7 +373,7 @@ def test_readahead_skips_what_is_there_or_comes_or_fails() -> None:
     world.end_read(5, StoreFailed())
     world.settle()
     world.machine.calls.clear()
-    assert read_ahead(world, 3, 8, mark=False).result == 2
+    assert read_ahead(world, 3, 8, mark=0).result == 2
     assert [call for call in world.machine.calls if call[0] == "submit_read"] == [
         ("submit_read", 6),
         ("submit_read", 7),
@@ -393,7 +393,7 @@ def test_readahead_ends_with_the_object() -> None:
 def test_marker_makes_the_next_touch_a_fault() -> None:
     """It is read but not mapped by fault-around, so that touching it is seen."""
     world = World()
-    read_ahead(world, 3, 7)
+    read_ahead(world, 3, 7, mark=1)
     world.finish_everything()
     world.fill([2])
     assert {index for _, index in world.machine.tables} == {2}

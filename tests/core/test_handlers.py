@@ -11,6 +11,7 @@ from refault.fault.reclaim import evict_units
 from refault.fault.results import VmFault
 from refault.fault.vmf import Fault
 from refault.memory.page import (
+    PG_AHEAD,
     PG_DIRTY,
     PG_LOCKED,
     PG_READAHEAD,
@@ -103,22 +104,27 @@ def mapped_by(world: World, index: int, flags: int = FIRST, **how) -> tuple[int,
     return first, last
 
 
+def read_ahead(world: World, indexes) -> None:
+    for index in indexes:
+        world.mapping.flags[index] |= PG_AHEAD
+
+
 def test_neighbours_are_mapped_as_well() -> None:
     world = World(64)
     world.fill(range(40))
-    world.mapping.ahead.update(range(6, 40))
+    read_ahead(world, range(6, 40))
     assert mapped_by(world, 5) == (5, 5 + FAULT_AROUND)
-    assert mapped_by(world, 38) == (38, 40)
+    assert mapped_by(world, 38) == (24, 40), "on either side, no more of them"
 
 
 def test_only_what_was_read_ahead_and_never_mapped() -> None:
     world = World(64)
     world.fill(range(40))
     assert mapped_by(world, 5) == (5, 6)
-    world.mapping.ahead.update(range(6, 9))
+    read_ahead(world, range(6, 9))
     assert mapped_by(world, 5) == (5, 9)
     assert mapped_by(world, 5) == (5, 6), "mapped once, it is not mapped again"
-    assert not world.mapping.ahead
+    assert not any(state & PG_AHEAD for state in world.mapping.flags)
 
 
 def test_not_for_writes_nor_for_protected_pages() -> None:
@@ -132,16 +138,16 @@ def test_not_for_writes_nor_for_protected_pages() -> None:
 def test_not_beyond_the_vma() -> None:
     world = World()
     world.fill(range(10))
-    world.mapping.ahead.update(range(10))
+    read_ahead(world, range(10))
     part = world.add_vma(world.mapping, 0x900_0000, offset=4 * PAGE, length=3 * PAGE)
-    assert mapped_by(world, 5, vma=part) == (5, 7)
+    assert mapped_by(world, 5, vma=part) == (4, 7)
 
 
 def test_not_beyond_the_object() -> None:
     world = World(6)
     world.fill(range(6))
-    world.mapping.ahead.update(range(6))
-    assert mapped_by(world, 4) == (4, 6)
+    read_ahead(world, range(6))
+    assert mapped_by(world, 4) == (0, 6)
 
 
 @pytest.mark.parametrize("state", [PG_LOCKED, PG_DIRTY, PG_READAHEAD])
@@ -149,8 +155,9 @@ def test_not_over_pages_that_differ(state: int) -> None:
     world = World()
     world.fill(range(10))
     world.mapping.flags[8] |= state
-    world.mapping.ahead.update(range(10))
-    assert mapped_by(world, 5) == (5, 8)
+    world.mapping.flags[3] |= state
+    read_ahead(world, range(10))
+    assert mapped_by(world, 5) == (4, 8)
 
 
 def test_dirty_pages_go_with_dirty_ones() -> None:
@@ -158,8 +165,8 @@ def test_dirty_pages_go_with_dirty_ones() -> None:
     world.fill(range(4), dirty=True)
     world.fill(range(4, 8))
     world.machine.tables.clear()
-    world.mapping.ahead.update(range(8))
-    assert mapped_by(world, 2) == (2, 4)
+    read_ahead(world, range(8))
+    assert mapped_by(world, 2) == (0, 4)
     world.check()
 
 
@@ -168,7 +175,7 @@ def test_marker_is_taken_off_the_page_that_is_touched() -> None:
     world.fill([3, 4])
     world.mapping.flags[3] |= PG_READAHEAD
     world.mapping.flags[4] |= PG_READAHEAD
-    world.mapping.ahead.update([3, 4])
+    read_ahead(world, [3, 4])
     assert mapped_by(world, 3) == (3, 4)
     assert not world.mapping.flags[3] & PG_READAHEAD
     assert world.mapping.flags[4] & PG_READAHEAD
@@ -774,7 +781,7 @@ def test_signal_ends_the_wait_for_a_monitor(signal: Signal) -> None:
 
 def test_reader_and_others_do_not_ask() -> None:
     world = protected_world()
-    world.mapping.ahead.add(4)
+    read_ahead(world, [4])
     run, vmf = world.attempt(3, FIRST)
     assert run.result == 0
     # Neighbours come with it, but nothing becomes writable that must be copied first.

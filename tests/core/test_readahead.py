@@ -7,24 +7,24 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refault.memory.readahead import INITIAL_BYTES, MAX_BYTES, Readahead
+from refault.memory.readahead import INITIAL_BYTES, MAX_BYTES, STREAMS, Readahead, Window
 
 PAGE = 64 << 10
 INITIAL = INITIAL_BYTES // PAGE
 LARGEST = MAX_BYTES // PAGE
 
 
-def walk(ahead: Readahead, indexes) -> list[tuple[int, int]]:
+def walk(ahead: Readahead, indexes) -> list[Window]:
     return [window for index in indexes if (window := ahead.window(index)) is not None]
 
 
-def reader(ahead: Readahead, first: int, last: int) -> tuple[int, list[tuple[int, int]]]:
+def reader(ahead: Readahead, first: int, last: int) -> tuple[int, list[Window]]:
     """Read ``[first, last)`` in order; only pages that are not there, and markers, are faults."""
     there: set[int] = set()
     markers: set[int] = set()
     faults = 0
     windows = []
-    for index in range(first, last):
+    for index in range(first, last, 1 if last > first else -1):
         if index in there and index not in markers:
             continue
         markers.discard(index)
@@ -32,34 +32,42 @@ def reader(ahead: Readahead, first: int, last: int) -> tuple[int, list[tuple[int
         window = ahead.window(index)
         if window is not None:
             windows.append(window)
-            there |= set(range(*window))
-            markers.add(window[0])
+            there |= set(range(window.first, window.last))
+            markers.add(window.first if window.way > 0 else window.last - 1)
     return faults, windows
 
 
-def test_sequence_opens_at_its_second_page_and_doubles() -> None:
+def test_sequence_opens_at_its_third_page_and_doubles() -> None:
     faults, windows = reader(Readahead(PAGE, None), 0, 1000)
-    assert windows[0] == (2, 2 + INITIAL)
-    sizes = [last - first for first, last in windows]
+    assert windows[0] == (3, 3 + INITIAL, 1)
+    sizes = [window.last - window.first for window in windows]
     assert sizes[:5] == [4, 8, 16, 32, 32]
     assert max(sizes) == LARGEST
     # Without gaps and without overlaps.
-    assert all(a[1] == b[0] for a, b in itertools.pairwise(windows))
-    # Two to see that it is a sequence, then one for each window.
-    assert faults == 2 + len(windows) - 1
+    assert all(a.last == b.first for a, b in itertools.pairwise(windows))
+    # Three to see that it is a sequence, then one for each window.
+    assert faults == 3 + len(windows) - 1
+
+
+def test_backwards_likewise() -> None:
+    faults, windows = reader(Readahead(PAGE, None), 999, -1)
+    assert windows[0] == (997 - INITIAL, 997, -1)
+    assert windows[-1].first == 0
+    assert all(a.first == b.last for a, b in itertools.pairwise(windows))
+    assert faults == 3 + len(windows), "the last window's marker asks in vain: there is no more"
 
 
 def test_it_may_begin_anywhere() -> None:
     _, windows = reader(Readahead(PAGE, None), 700, 720)
-    assert windows[0] == (702, 706)
+    assert windows[0] == (703, 707, 1)
 
 
 def test_random_reads_open_nothing() -> None:
     assert walk(Readahead(PAGE, None), [5, 900, 13, 77, 2, 500, 44, 8]) == []
 
 
-def test_backwards_opens_nothing() -> None:
-    assert walk(Readahead(PAGE, None), range(500, 0, -1)) == []
+def test_neighbours_by_chance_open_nothing() -> None:
+    assert walk(Readahead(PAGE, None), [5, 900, 6, 77, 901, 500, 44, 8]) == []
 
 
 def test_strides_open_nothing() -> None:
@@ -69,52 +77,76 @@ def test_strides_open_nothing() -> None:
 def test_same_page_again_and_again_opens_nothing() -> None:
     ahead = Readahead(PAGE, None)
     assert walk(ahead, [7] * 20) == []
-    assert ahead.window(8) == (9, 9 + INITIAL)
-    # Many threads fault the same pages: no storm.
     assert walk(ahead, [8] * 20) == []
-    assert len(walk(ahead, [9] * 20)) == 1
+    assert ahead.window(9) == (10, 10 + INITIAL, 1)
+    # Many threads fault the same pages: no storm.
+    assert walk(ahead, [9] * 20) == []
+    assert len(walk(ahead, [10] * 20)) == 1
 
 
-def test_jump_ends_a_sequence_and_a_new_one_begins_small() -> None:
+def test_jump_begins_a_new_sequence_small() -> None:
     ahead = Readahead(PAGE, None)
     _, windows = reader(ahead, 0, 200)
-    assert windows[-1][1] - windows[-1][0] == LARGEST
-    assert ahead.window(5000) is None
-    assert ahead.window(5001) == (5002, 5002 + INITIAL)
+    assert windows[-1].last - windows[-1].first == LARGEST
+    assert walk(ahead, [5000, 5001, 5002]) == [(5003, 5003 + INITIAL, 1)]
 
 
-def test_sequence_that_was_left_does_not_go_on_where_it_was() -> None:
+def test_sequence_goes_on_after_a_look_elsewhere() -> None:
     ahead = Readahead(PAGE, None)
-    ahead.window(0)
-    marker, _ = ahead.window(1) or (0, 0)
-    assert ahead.window(5000) is None
-    assert ahead.window(marker) is None
+    (window,) = walk(ahead, [0, 1, 2])
+    assert walk(ahead, [5000, 7000]) == []
+    assert len(walk(ahead, [window.first])) == 1
+
+
+def test_sequence_is_forgotten_when_many_others_have_come() -> None:
+    ahead = Readahead(PAGE, None)
+    (window,) = walk(ahead, [0, 1, 2])
+    assert walk(ahead, range(5000, 5000 + 100 * STREAMS, 100)) == []
+    assert ahead.window(window.first) is None
+
+
+def test_stream_in_the_place_of_an_old_one_is_new() -> None:
+    """The window of the old one, and its way, must not count for it."""
+    ahead = Readahead(PAGE, None)
+    reader(ahead, 0, 200)
+    for start in range(5000, 5000 + 100 * STREAMS, 100):
+        assert walk(ahead, [start]) == []
+    assert walk(ahead, [5001]) == []
+    assert walk(ahead, [5002]) == [(5003, 5003 + INITIAL, 1)]
 
 
 def test_page_behind_the_marker_goes_on_too() -> None:
     """The marker itself was missed: the first page after the window continues."""
     ahead = Readahead(PAGE, None)
-    ahead.window(0)
-    first, last = ahead.window(1) or (0, 0)
-    assert ahead.window(last) == (last + 1, last + 1 + 2 * (last - first))
+    (window,) = walk(ahead, [0, 1, 2])
+    last, size = window.last, window.last - window.first
+    assert ahead.window(last) == (last + 1, last + 1 + 2 * size, 1)
 
 
-def test_two_streams_that_take_turns_open_nothing_wrong() -> None:
-    """We follow one sequence; two that alternate page by page look random."""
+def test_streams_that_take_turns_are_all_seen() -> None:
+    """A sort reads from both ends at once."""
     ahead = Readahead(PAGE, None)
-    indexes = [index for pair in zip(range(50), range(900, 950), strict=True) for index in pair]
-    assert walk(ahead, indexes) == []
-
-
-def test_two_streams_that_take_turns_in_runs_are_both_seen() -> None:
-    ahead = Readahead(PAGE, None)
-    assert walk(ahead, [0, 1, 900, 901, 2, 3, 902, 903]) != []
+    ups, downs = range(50), range(949, 899, -1)
+    windows = walk(ahead, [index for pair in zip(ups, downs, strict=True) for index in pair])
+    assert {window.way for window in windows} == {1, -1}
+    assert windows[:2] == [(3, 3 + INITIAL, 1), (947 - INITIAL, 947, -1)]
 
 
 def test_small_budget_bounds_the_window() -> None:
     ahead = Readahead(PAGE, 8 * 3 * PAGE)
     _, windows = reader(ahead, 0, 200)
-    assert {last - first for first, last in windows} == {3}
+    assert {window.last - window.first for window in windows} == {3}
+
+
+def test_windows_that_were_evicted_unread_are_made_smaller() -> None:
+    ahead = Readahead(PAGE, None)
+    reader(ahead, 0, 200)
+    assert ahead.bound == LARGEST
+    for _ in range(10):
+        ahead.wasted()
+    assert ahead.bound == INITIAL
+    _, windows = reader(ahead, 1000, 1200)
+    assert windows[-1].last - windows[-1].first == LARGEST, "and larger again when they are read"
 
 
 def test_tiny_budget_or_large_pages_switch_it_off() -> None:
@@ -131,22 +163,21 @@ def test_tiny_budget_or_large_pages_switch_it_off() -> None:
 def test_bounds(page_size: int, budget: int | None, indexes: list[int]) -> None:
     ahead = Readahead(page_size, budget)
     room = MAX_BYTES if budget is None else min(MAX_BYTES, budget // 8)
-    begun = 0
     for index in indexes:
         window = ahead.window(index)
         if window is None:
             continue
-        first, last = window
-        begun += 1
-        assert index < first < last
+        first, last, way = window
+        assert 0 <= first < last
+        assert index < first if way > 0 else last <= index
         assert (last - first) * page_size <= room
         # A window begins behind the page that asked for it, or behind the window before.
-        assert first <= index + 1 + room // page_size
-    assert begun <= len(indexes)
+        near = first - index if way > 0 else index - last
+        assert near <= 1 + room // page_size
 
 
 @given(st.integers(0, 1000), st.integers(3, 3000))
 def test_sequence_costs_few_faults(first: int, count: int) -> None:
     faults, windows = reader(Readahead(PAGE, None), first, first + count)
-    assert faults <= 6 + count // LARGEST
-    assert sum(last - first for first, last in windows) <= count + 2 * LARGEST
+    assert faults <= 7 + count // LARGEST
+    assert sum(window.last - window.first for window in windows) <= count + 2 * LARGEST

@@ -221,7 +221,7 @@ def prefetch(
 
 
 def readahead(
-    machine: Machine, vma: Vma, task: Task, first: int, last: int, *, marker: int = -1
+    machine: Machine, vma: Vma, task: Task, first: int, last: int, *, mark: int = 0
 ) -> Waits[int]:
     """Begin to read units into memory without mapping them.
 
@@ -233,8 +233,9 @@ def readahead(
         Its lock is held by the caller.
     first, last
         Units ``[first, last)``.
-    marker
-        The one whose touch asks for the next window (`refault.memory.readahead`), if any.
+    mark
+        Which of those that are begun asks for the next window when it is touched
+        (`refault.memory.readahead`): 1 the first, -1 the last, 0 none.
 
     Returns
     -------
@@ -248,7 +249,7 @@ def readahead(
     """
     mapping = vma.mapping
     flags = fault_flags(Foll.NOWAIT | Foll.REMOTE)
-    begun = 0
+    begun, marked = 0, None
     for index in range(first, min(last, mapping.pages)):
         if mapping.flags[index] & (PG_UPTODATE | PG_LOCKED) or index in mapping.errors:
             continue
@@ -256,7 +257,11 @@ def readahead(
         yield from handle_mm_fault(vmf)
         if not mapping.flags[index] & (PG_UPTODATE | PG_READING):
             break  # there is no room: what comes behind would have none either
-        mapping.flags[index] |= PG_AHEAD if index != marker else PG_AHEAD | PG_READAHEAD
+        mapping.flags[index] |= PG_AHEAD
+        if mark and (mark < 0 or not begun):
+            marked = index
         mapping.counters.readahead += 1
         begun += 1
+    if marked is not None and mapping.flags[marked] & PG_AHEAD:
+        mapping.flags[marked] |= PG_READAHEAD
     return begun

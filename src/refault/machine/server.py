@@ -1,8 +1,8 @@
 """The native server of page faults: ``native/serve.c`` and what it must know.
 
-It serves the faults for which the fault path has an *outcome* (`refault.fault.outcomes`): those that
-need not wait.  The pager's loop calls `Server.poll` instead of epoll.  It blocks there; what comes
-back is what is for Python: descriptors of its own, faults that are not in the table, streams
+It serves the faults for which the fault path has an *outcome* (`refault.fault.outcomes`): those
+that need not wait.  The pager's loop calls `Server.poll` instead of epoll.  It blocks there; what
+comes back is what is for Python: descriptors of its own, faults that are not in the table, streams
 of readahead that go on.  What was served meanwhile is entered in the mappings first, before
 anything else runs.
 

@@ -36,11 +36,11 @@ _NOWHERE = -4
 
 
 class Window(NamedTuple):
-    """Units ``[first, last)`` to begin to read, and which of them is the marker."""
+    """Units ``[first, last)`` to begin to read; the reader goes up (`way` 1) or down (-1)."""
 
     first: int
     last: int
-    marker: int
+    way: int
 
 
 class Readahead:
@@ -119,9 +119,7 @@ class Readahead:
             return None  # in the window before, on the way to the marker
         end = start + size * way
         self.bound = min(self.bound * 2, self.largest)
-        return self._open(
-            stream, start, end + way * (index == end), min(size * 2, self.bound)
-        )
+        return self._open(stream, start, end + way * (index == end), min(size * 2, self.bound))
 
     def _open(self, stream: int, near: int, start: int, size: int) -> Window | None:
         """Open a window of `size` units from `start` on; faults from `near` on belong to it."""
@@ -134,4 +132,4 @@ class Readahead:
         self.start[stream], self.size[stream] = start, size
         end = start + size * way
         self._expect(stream, near, end)
-        return Window(start, end, start) if way > 0 else Window(end + 1, start + 1, start)
+        return Window(start, end, 1) if way > 0 else Window(end + 1, start + 1, -1)

@@ -14,6 +14,7 @@ from refault.fault.callers import FaultOutcome, user_fault
 from refault.fault.gup import readahead
 from refault.fault.results import VM_FAULT_ERROR
 from refault.machine.linux import LinuxAddressSpace, LinuxMapping, say
+from refault.machine.server import ServedClient
 from refault.machine.uffd import (
     EVENT_PAGEFAULT,
     FAULT_WP,
@@ -22,7 +23,6 @@ from refault.machine.uffd import (
     RangeGone,
     Userfaultfd,
 )
-from refault.machine.server import ServedClient
 from refault.memory.page import PG_READING, PG_UPTODATE
 from refault.memory.readahead import Window
 from refault.memory.vma import Vma
@@ -262,8 +262,8 @@ class Client:
         def work() -> Waits[None]:
             if vma.detached or not vma.lock.down_read_trylock():
                 return
-            first, last, marker = window
-            yield from readahead(self.pager.machine, vma, task, first, last, marker=marker)
+            first, last, way = window
+            yield from readahead(self.pager.machine, vma, task, first, last, mark=way)
             vma.lock.up_read()
 
         task.generator = work()

@@ -5,7 +5,7 @@ enters every change it sees, and a change that is not in the table is a `Violati
 scenario ever shows fails a test.  So the picture is what the code does.
 
 Left out are three bits that have no part in this: PG_SWAPPED (swap holds the content, if neither
-memory nor a store does), PG_ACTIVE and PG_READAHEAD.
+memory nor a store does), and the two of readahead, PG_AHEAD and PG_READAHEAD.
 """
 
 from __future__ import annotations
