@@ -137,8 +137,9 @@ def test_dirty_is_counted_once() -> None:
     mapping.set_dirty(3)
     mapping.set_dirty(3)
     assert mapping.dirty == 1
-    mapping.clear_dirty(3)
-    mapping.clear_dirty(3)
+    mapping.begin_writeback([3])
+    mapping.end_writeback([3], None)
+    mapping.begin_writeback([3])
     assert mapping.dirty == 0
 
 
@@ -147,12 +148,12 @@ def test_writeback_that_ends_well(private: bool) -> None:
     mapping = make(private=private)
     mapping.flags[3] = PG_UPTODATE
     mapping.set_dirty(3)
-    mapping.begin_writeback(3)
+    mapping.begin_writeback([3])
     assert mapping.flags[3] == PG_UPTODATE | PG_WRITEBACK
     sleeper, waiter = Sleeper(), Sleeper()
     mapping.page_queue(3).tasks.append(sleeper)
     mapping.budget.freed.tasks.append(waiter)
-    mapping.end_writeback(3, None)
+    mapping.end_writeback([3], None)
     assert mapping.flags[3] == PG_UPTODATE | (PG_SWAPPED if private else 0)
     assert (sleeper.woken, waiter.woken, mapping.dirty) == (1, 1, 0)
 
@@ -161,13 +162,13 @@ def test_writeback_that_fails_leaves_it_dirty() -> None:
     mapping = make(private=True)
     mapping.flags[3] = PG_UPTODATE
     mapping.set_dirty(3)
-    mapping.begin_writeback(3)
+    mapping.begin_writeback([3])
     failure = StoreFailed()
-    mapping.end_writeback(3, failure)
+    mapping.end_writeback([3], failure)
     assert mapping.flags[3] == PG_UPTODATE | PG_DIRTY
     assert mapping.dirty == 1
     assert mapping.write_errors == {3: failure}
-    mapping.begin_writeback(3)
+    mapping.begin_writeback([3])
     assert not mapping.write_errors
 
 
@@ -175,10 +176,10 @@ def test_nothing_is_written_twice_at_once() -> None:
     """The write that ends last would decide what the store holds."""
     mapping = make()
     mapping.set_dirty(3)
-    mapping.begin_writeback(3)
+    mapping.begin_writeback([3])
     mapping.set_dirty(3)
     with pytest.raises(AssertionError):
-        mapping.begin_writeback(3)
+        mapping.begin_writeback([3])
 
 
 @pytest.mark.parametrize("state", [PG_DIRTY, PG_WRITEBACK])
@@ -186,7 +187,7 @@ def test_changes_are_not_dropped(state: int) -> None:
     mapping = make()
     mapping.flags[3] = PG_UPTODATE | state
     with pytest.raises(AssertionError):
-        mapping.drop(3, ghost=True)
+        mapping.drop([3], ghost=True)
 
 
 def test_drop_and_refault() -> None:
@@ -196,7 +197,7 @@ def test_drop_and_refault() -> None:
         mapping.set_uptodate(3)
         mapping.unlock_page(3)
         state = mapping.flags[3]
-        mapping.drop(3, ghost=True)
+        mapping.drop([3], ghost=True)
         assert mapping.flags[3] == 0
         assert mapping.resident == 0
     assert state == PG_UPTODATE
@@ -209,9 +210,9 @@ def test_swap_keeps_what_was_dropped() -> None:
     charged(mapping, 3)
     mapping.set_uptodate(3)
     mapping.set_dirty(3)
-    mapping.begin_writeback(3)
-    mapping.end_writeback(3, None)
-    mapping.drop(3, ghost=False)
+    mapping.begin_writeback([3])
+    mapping.end_writeback([3], None)
+    mapping.drop([3], ghost=False)
     assert mapping.flags[3] == PG_LOCKED | PG_SWAPPED
     assert mapping.counters.evictions == 0
 

@@ -205,7 +205,7 @@ class FakeMachine:
             for index, value in held.items():
                 target[mapping, index] = value
         for index in range(first, last):
-            mapping.end_writeback(index, error)
+            mapping.end_writeback([index], error)
 
     def names(self) -> list[str]:
         """The names of all calls."""

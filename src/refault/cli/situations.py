@@ -212,8 +212,9 @@ def no_memory(world: World) -> None:
 
 def writeback(world: World) -> None:
     """Reclaim has written a page back and dropped it."""
-    world.mapping.clear_dirty(OTHER)
-    world.mapping.drop(OTHER, ghost=True)
+    world.mapping.begin_writeback([OTHER])
+    world.mapping.end_writeback([OTHER], None)
+    world.mapping.drop([OTHER], ghost=True)
 
 
 def interrupted(prepare: Callable[[World], None], signal: Signal) -> Callable[[World], None]:

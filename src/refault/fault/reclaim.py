@@ -59,7 +59,7 @@ def drop_units(machine: Machine, mapping: Mapping, indexes: list[int], *, ghost:
     """Free clean units; the caller has made sure that nobody else works on them."""
     if indexes:
         machine.punch(mapping, list(runs(sorted(indexes))))
-        mapping.drop_many(indexes, ghost=ghost)
+        mapping.drop(indexes, ghost=ghost)
 
 
 def shrink_clean(machine: Machine, budget: Budget) -> bool:
@@ -184,7 +184,7 @@ def evict_units(
     failed = yield from write_units(machine, mapping, dirty, task)
     gone = [index for index in dirty if not flags[index] & PG_DIRTY]
     drop_units(machine, mapping, gone, ghost=ghost)
-    mapping.unlock_many(dirty)
+    mapping.unlock_pages(dirty)
     return failed
 
 
@@ -205,8 +205,7 @@ def write_units(
     """
     found = list(runs(dirty))
     machine.write_protect(mapping, found)
-    for index in dirty:
-        mapping.begin_writeback(index)
+    mapping.begin_writeback(dirty)
     for first, last in found:
         machine.submit_write(mapping, first, last)
     return (yield from wait_on_writeback(mapping, dirty))
@@ -221,10 +220,12 @@ def wait_on_writeback(mapping: Mapping, indexes: list[int]) -> Waits[BaseExcepti
         An error of the last write of one of them, whoever began it.
     """
     failed: BaseException | None = None
+    flags, errors = mapping.flags, mapping.write_errors
     for index in indexes:
-        while mapping.flags[index] & PG_WRITEBACK:
+        while flags[index] & PG_WRITEBACK:
             yield Wait(mapping.page_queue(index), TaskState.UNINTERRUPTIBLE, WaitReason.WRITEBACK)
-        failed = failed or mapping.write_errors.get(index)
+        if errors:
+            failed = failed or errors.get(index)
     return failed
 
 

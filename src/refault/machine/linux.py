@@ -488,23 +488,23 @@ class LinuxMachine:
 
     def _start_writes(self, mapping: LinuxMapping, runs: list[tuple[int, int]]) -> None:
         """Share runs out among threads: many to one, if the store takes many at once."""
-        together = not mapping.private and hasattr(mapping.store, "write_runs")
-        most = max(1, RUN_BYTES // mapping.page_size) if together else 0
-        job: list[tuple[int, int]] = []
-        units = 0
-        for first, last in runs:
-            if job and units + last - first > most:
-                self._start_write(mapping, job)
-                job, units = [], 0
-            job.append((first, last))
+        if mapping.private or not hasattr(mapping.store, "write_runs"):
+            for run in runs:
+                self._start_write(mapping, [run])
+            return
+        most = max(1, RUN_BYTES // mapping.page_size)
+        start = units = 0
+        for at, (first, last) in enumerate(runs):
+            if units and units + last - first > most:
+                self._start_write(mapping, runs[start:at])
+                start, units = at, 0
             units += last - first
-        self._start_write(mapping, job)
+        self._start_write(mapping, runs[start:])
 
     def _start_write(self, mapping: LinuxMapping, runs: list[tuple[int, int]]) -> None:
         units = [index for first, last in runs for index in range(first, last)]
         if mapping.write_end is not None:
-            for index in units:
-                mapping.end_writeback(index, mapping.write_end)
+            mapping.end_writeback(units, mapping.write_end)
             return
         ranges = mapping.byte_ranges(runs)
 
@@ -534,8 +534,7 @@ class LinuxMachine:
                     counters.swap_writes += len(units)
                 else:
                     counters.store_writes += len(ranges)
-            for index in units:
-                mapping.end_writeback(index, error)
+            mapping.end_writeback(units, error)
 
         mapping.enter()
         self.services.submit(mapping, work, done)
@@ -544,9 +543,8 @@ class LinuxMachine:
         """Wait for no write of a mapping any longer: all that run, and all to come, have failed."""
         if mapping.write_end is None:
             mapping.write_end = error
-            for index in range(mapping.pages):
-                if mapping.flags[index] & PG_WRITEBACK:
-                    mapping.end_writeback(index, error)
+            writing = [i for i in range(mapping.pages) if mapping.flags[i] & PG_WRITEBACK]
+            mapping.end_writeback(writing, error)
 
     # -- failures -------------------------------------------------------------
 

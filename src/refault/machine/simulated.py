@@ -251,7 +251,7 @@ class SimulatedMachine:
         for at, index in enumerate(range(io.first, io.last)):
             if not failure:
                 target[io.mapping.number, index] = io.captured[at]
-            io.mapping.end_writeback(index, StoreError(failure) if failure else None)
+            io.mapping.end_writeback([index], StoreError(failure) if failure else None)
 
     def _allocate(self, mapping: Mapping, index: int, value: Any) -> None:
         self.memory[mapping.number, index] = value

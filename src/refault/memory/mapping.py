@@ -238,7 +238,7 @@ class Mapping:
         if self.flags[index] & PG_UPTODATE:
             self.budget.wake_waiters()
 
-    def unlock_many(self, indexes: Sequence[int]) -> None:
+    def unlock_pages(self, indexes: Sequence[int]) -> None:
         """`unlock_page` of several units."""
         flags, queues = self.flags, self._queues
         for index in indexes:
@@ -284,12 +284,6 @@ class Mapping:
             self.flags[index] |= PG_DIRTY
             self.dirty += 1
 
-    def clear_dirty(self, index: int) -> None:
-        """The unit's content is on its way out, and its mappings are protected again."""
-        if self.flags[index] & PG_DIRTY:
-            self.flags[index] &= ~PG_DIRTY
-            self.dirty -= 1
-
     def begin_read(self, index: int) -> None:
         """A read of the (locked, charged) unit has been started."""
         self.flags[index] |= PG_READING
@@ -313,32 +307,35 @@ class Mapping:
         self.counters.store_errors += 1
         return found
 
-    def begin_writeback(self, index: int) -> None:
-        """The unit is protected; its content is about to be written."""
-        if self.flags[index] & PG_WRITEBACK:
-            raise AssertionError(f"unit {index} of {self.name} written twice at once")
-        self.clear_dirty(index)
-        self.write_errors.pop(index, None)
-        self.flags[index] |= PG_WRITEBACK
+    def begin_writeback(self, indexes: Sequence[int]) -> None:
+        """Units are protected; their content is about to be written."""
+        flags, errors = self.flags, self.write_errors
+        for index in indexes:
+            state = flags[index]
+            if state & PG_WRITEBACK:
+                raise AssertionError(f"unit {index} of {self.name} written twice at once")
+            flags[index] = state & ~PG_DIRTY | PG_WRITEBACK
+            self.dirty -= bool(state & PG_DIRTY)
+            if errors:
+                errors.pop(index, None)
 
-    def end_writeback(self, index: int, error: BaseException | None) -> None:
-        """The content is stored, or the unit is dirty again."""
-        self.flags[index] &= ~PG_WRITEBACK
+    def end_writeback(self, indexes: Sequence[int], error: BaseException | None) -> None:
+        """The content is stored, or the units are dirty again."""
+        flags, queues = self.flags, self._queues
+        stored = PG_SWAPPED if self.private and error is None else 0
+        for index in indexes:
+            flags[index] = flags[index] & ~PG_WRITEBACK | stored
+            if error is not None:
+                self.set_dirty(index)
+                self.write_errors[index] = error
+            if index in queues:
+                self.wake_page(index)
         if error is not None:
-            self.set_dirty(index)
-            self.write_errors[index] = error
-            self.counters.store_errors += 1
-        elif self.private:
-            self.flags[index] |= PG_SWAPPED
-        self.wake_page(index)
+            self.counters.store_errors += len(indexes)
         self.budget.wake_waiters()
 
-    def drop(self, index: int, *, ghost: bool) -> None:
-        """The unit's memory was given back; only store or swap have its content now."""
-        self.drop_many([index], ghost=ghost)
-
-    def drop_many(self, indexes: Sequence[int], *, ghost: bool) -> None:
-        """`drop` of several units."""
+    def drop(self, indexes: Sequence[int], *, ghost: bool) -> None:
+        """The memory of units was given back; only store or swap have their content now."""
         flags, remove = self.flags, self.working_set.remove
         kept = ~(PG_UPTODATE | PG_AHEAD | PG_READAHEAD)
         wasted = False

@@ -10,6 +10,7 @@ memory nor a store does), and the two of readahead, PG_AHEAD and PG_READAHEAD.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from refault.machine.simulated import Violation
@@ -164,21 +165,30 @@ class WatchedMapping(Mapping):
             self.inside = False
         self._check(index, "read fails" if error is not None else "read ends", before)
 
-    def begin_writeback(self, index: int) -> None:
-        before = self.flags[index]
-        super().begin_writeback(index)
-        self._check(index, "write begins", before)
+    def begin_writeback(self, indexes: Sequence[int]) -> None:
+        before = bytes(self.flags)
+        super().begin_writeback(indexes)
+        for index in indexes:
+            self._check(index, "write begins", before[index])
 
-    def end_writeback(self, index: int, error: BaseException | None) -> None:
-        before = self.flags[index]
+    def end_writeback(self, indexes: Sequence[int], error: BaseException | None) -> None:
+        before = bytes(self.flags)
         self.inside = True
         try:
-            super().end_writeback(index, error)
+            super().end_writeback(indexes, error)
         finally:
             self.inside = False
-        self._check(index, "write fails" if error is not None else "write ends", before)
+        for index in indexes:
+            self._check(index, "write fails" if error is not None else "write ends", before[index])
 
-    def drop(self, index: int, *, ghost: bool) -> None:
-        before = self.flags[index]
-        super().drop(index, ghost=ghost)
-        self._check(index, "dropped", before)
+    def unlock_pages(self, indexes: Sequence[int]) -> None:
+        before = bytes(self.flags)
+        super().unlock_pages(indexes)
+        for index in indexes:
+            self._check(index, "unlock", before[index])
+
+    def drop(self, indexes: Sequence[int], *, ghost: bool) -> None:
+        before = bytes(self.flags)
+        super().drop(indexes, ghost=ghost)
+        for index in indexes:
+            self._check(index, "dropped", before[index])
