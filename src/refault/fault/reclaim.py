@@ -170,12 +170,11 @@ def evict_units(
     BaseException or None
         Why a unit could not be written back; such units stay, dirty.
     """
-    flags, pins = mapping.flags, mapping.pins
-    free = PG_UPTODATE | PG_LOCKED | PG_WRITEBACK
+    flags = mapping.flags
     chosen = [
         index
-        for index in sorted(indexes)
-        if flags[index] & free == PG_UPTODATE and index not in pins
+        for index in sorted(set(indexes))
+        if flags[index] & PG_UPTODATE and mapping.evictable(index)
     ]
     drop_units(machine, mapping, [i for i in chosen if not flags[i] & PG_DIRTY], ghost=ghost)
     dirty = [index for index in chosen if flags[index] & PG_DIRTY and mapping.trylock_page(index)]

@@ -241,13 +241,17 @@ class Mapping:
     def unlock_pages(self, indexes: Sequence[int]) -> None:
         """`unlock_page` of several units."""
         flags, queues = self.flags, self._queues
+        there = 0
         for index in indexes:
-            if not flags[index] & PG_LOCKED:
+            state = flags[index]
+            if not state & PG_LOCKED:
                 raise AssertionError(f"unit {index} of {self.name} unlocked twice")
-            flags[index] &= ~PG_LOCKED
+            flags[index] = state & ~PG_LOCKED
+            there |= state
             if index in queues:
                 self.wake_page(index)
-        self.budget.wake_waiters()
+        if there & PG_UPTODATE:
+            self.budget.wake_waiters()
 
     def page_queue(self, index: int) -> WaitQueue:
         """Where tasks wait for the unit's lock, read or writeback to end."""
