@@ -33,6 +33,7 @@ ALLOWED = {
         "client",
         "pager",
         "wire",
+        "native",
         "machine",
         "stores",
         "fault",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import refault.native
 from helpers.hugepages import reserved_huge_pages
 
 HUGE_PAGES = 40
@@ -16,6 +17,16 @@ def huge_problem() -> Iterator[str]:
     """Why there are no huge pages; "" if there are."""
     with reserved_huge_pages(HUGE_PAGES) as why:
         yield why
+
+
+@pytest.fixture(params=["native", "python"])
+def served_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run the test twice: faults served by the native library, and by plain Python."""
+    native = request.param == "native"
+    if native and not refault.native.available():
+        pytest.skip("no native library: there was no C compiler when refault was installed")
+    monkeypatch.setenv("REFAULT_NATIVE", "1" if native else "0")
+    return str(request.param)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

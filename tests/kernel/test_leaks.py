@@ -10,7 +10,7 @@ import pytest
 from helpers.child import run_child
 from helpers.userfaultfd import needs_userfaultfd
 
-pytestmark = [needs_userfaultfd, pytest.mark.usefixtures("nothing_left")]
+pytestmark = [needs_userfaultfd, pytest.mark.usefixtures("nothing_left", "served_by")]
 Path = pathlib.Path
 
 MEASURE = """

@@ -11,7 +11,11 @@ from helpers.child import run_child
 from helpers.child_tools import ENVIRONMENT
 from helpers.userfaultfd import needs_userfaultfd
 
-pytestmark = [needs_userfaultfd, pytest.mark.userfaultfd, pytest.mark.usefixtures("nothing_left")]
+pytestmark = [
+    needs_userfaultfd,
+    pytest.mark.userfaultfd,
+    pytest.mark.usefixtures("nothing_left", "served_by"),
+]
 
 MIB = 1 << 20
 

@@ -11,7 +11,12 @@ from helpers.child import run_child
 from helpers.memfds import sampled
 from helpers.userfaultfd import needs_userfaultfd
 
-pytestmark = [needs_userfaultfd, pytest.mark.userfaultfd, pytest.mark.slow]
+pytestmark = [
+    needs_userfaultfd,
+    pytest.mark.userfaultfd,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("served_by"),
+]
 
 SIZE = 1 << 30
 RESIDENT = 256 << 20

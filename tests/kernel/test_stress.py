@@ -19,7 +19,12 @@ from helpers.child import run_child
 from helpers.memfds import sampled
 from helpers.userfaultfd import needs_userfaultfd
 
-pytestmark = [needs_userfaultfd, pytest.mark.userfaultfd, pytest.mark.slow]
+pytestmark = [
+    needs_userfaultfd,
+    pytest.mark.userfaultfd,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("served_by"),
+]
 
 SECONDS = float(os.environ.get("REFAULT_STRESS_SECONDS", "2"))
 SEED = int(os.environ.get("REFAULT_STRESS_SEED", "0")) or secrets.randbits(32)

@@ -104,6 +104,7 @@ def checks() -> list[Check]:
         ("limits", _limits),
         ("temporary directory", _temporary),
         ("Python", _python),
+        ("native library", _native),
     ):
         found += _guarded(name, look)
     return found
@@ -582,6 +583,25 @@ def _python() -> Iterator[Check]:
 
 
 # --- telling --------------------------------------------------------------------------------
+
+
+def _native() -> Iterator[Check]:
+    from ..native import available
+
+    name = "native library"
+    if available():
+        yield Check(name, "ok", "there is one: faults that need not wait are served by it")
+        return
+    if os.environ.get("REFAULT_NATIVE") == "0":
+        yield Check(name, "warn", "switched off by REFAULT_NATIVE=0", "  unset REFAULT_NATIVE")
+        return
+    yield Check(
+        name,
+        "warn",
+        "there is none: faults are served by plain Python, three times as slowly",
+        "Install a C compiler, then install refault anew:\n"
+        "  pip install --force-reinstall --no-deps --no-binary refault refault",
+    )
 
 
 def render(found: list[Check], width: int) -> str:

@@ -22,6 +22,8 @@ class RegionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Faults that had to wait, for a store or for another fault."""
     minor: int = 0
     """Faults that were answered at once."""
+    native: int = 0
+    """Faults that the native library served."""
     write_protect_faults: int = 0
     """Faults that were the first write to a page that was present."""
     attempts: int = 0

@@ -348,7 +348,9 @@ class LinuxMachine:
     def punch(self, mapping: Mapping, runs: Runs) -> None:
         """Free units, see `Machine.punch`."""
         assert isinstance(mapping, LinuxMapping)
-        ranges = mapping.byte_ranges(runs)
+        # Whole units, the last one too: of a page that is punched in part the rest stays, as zeros.
+        shift = mapping.page_shift
+        ranges = [(first << shift, (last - first) << shift) for first, last in runs]
         done = 0
         if self.native is not None:
             pairs = array("q", [number for one in ranges for number in one])

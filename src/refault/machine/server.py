@@ -210,6 +210,7 @@ class MappingRecord:
             if not times:
                 continue
             uses[number] = 0
+            counters.native += times
             mapping.dirty += found.dirty * times
             for name, step in found.counters:
                 setattr(counters, name, getattr(counters, name) + step * times)

@@ -46,6 +46,7 @@ class Counters:
         "major",
         "max_attempts",
         "minor",
+        "native",
         "readahead",
         "refaults",
         "retries_address_space",
@@ -77,6 +78,7 @@ class Counters:
         major: int
         max_attempts: int
         minor: int
+        native: int
         readahead: int
         refaults: int
         retries_address_space: int

@@ -16,7 +16,7 @@ int64_t rf_punch(int memfd, const int64_t *ranges, int64_t count)
 {
     for (int64_t i = 0; i < count; i++)
         if (fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, ranges[2 * i],
-                      (ranges[2 * i + 1] + 4095) & ~(int64_t)4095))
+                      ranges[2 * i + 1]))
             return i;
     return count;
 }
