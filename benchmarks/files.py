@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-__all__ = ["drop", "npy_file", "numbers_file", "warm", "write_descending"]
+__all__ = ["drop", "npy_file", "numbers_file", "restore_numbers", "warm", "write_descending"]
 
 BLOCK = 8 << 20
 
@@ -19,6 +19,12 @@ def numbers_file(folder: pathlib.Path, size: int) -> pathlib.Path:
         with path.open("wb") as file:
             _write_numbers(file.fileno(), size)
     return path
+
+
+def restore_numbers(path: pathlib.Path) -> None:
+    """Write a `numbers_file` anew: somebody may have changed it."""
+    with path.open("r+b") as file:
+        _write_numbers(file.fileno(), path.stat().st_size)
 
 
 def npy_file(folder: pathlib.Path, size: int) -> pathlib.Path:
