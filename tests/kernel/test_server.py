@@ -29,7 +29,6 @@ def played(folder: str, seed: str, page_size: str) -> None:
     """Touch regions of all kinds at random, in one thread, all of it resident; print the counts."""
     import json
     import random
-    from typing import Any
 
     import numpy as np
 
@@ -114,7 +113,6 @@ def test_same_counts(tmp_path: pathlib.Path, page_size: int) -> None:
 def crowded(path: str) -> None:
     """Many threads on the same few units: what one maps another finds mapped."""
     import threading
-    from typing import Any
 
     import numpy as np
 

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from refault import errors
+from refault import errors, native
 from refault.client import libc, lifeline, registry
+from refault.client.agent import Agent
 from refault.client.interrupts import Interrupts
 from refault.client.settings import read_settings
 from refault.client.spawn import spawn_pager
@@ -35,8 +36,8 @@ REQUIRED = (
     | uffd.FEATURE_THREAD_ID
     | uffd.FEATURE_EXACT_ADDRESS
 )
-WANTED = REQUIRED | uffd.FEATURE_POISON
-"""Features that change nothing unless they are used; events would have to be read."""
+WANTED = REQUIRED | uffd.FEATURE_POISON | uffd.FEATURE_EVENT_REMAP
+"""Features that change nothing unless they are used: we move ranges only by the agent."""
 
 MODES = uffd.MODE_MISSING | uffd.MODE_MINOR | uffd.MODE_WP
 REAP_SECONDS = 5.0
@@ -79,6 +80,8 @@ class Connection:
         self._opened = opened
         self._userfaultfd = opened.fd
         self._lifeline: socket.socket | None = None
+        self._agent: Agent | None = None
+        self._agent_tried = False
         self._waiting: set[socket.socket] = set()
         self._ended = False
 
@@ -109,6 +112,32 @@ class Connection:
             self.call(message, [self._userfaultfd, interrupts.wakeup, theirs.fileno()])
         if not lifeline.arm(self._lifeline):
             raise self._end()
+
+    def start_agent(self) -> None:
+        """Have an agent, if there can be one; without it everything works, a little slower."""
+        if self._agent_tried or not native.available():
+            return
+        self._agent_tried = True
+        if not self._opened.features & uffd.FEATURE_EVENT_REMAP:
+            return
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            return
+        with ours, theirs:
+            ours.setblocking(True)
+            try:
+                agent = Agent(ours)
+            except OSError:
+                return
+            self._agent = agent
+            self.call(messages.Agent(), [theirs.fileno()])
+
+    def stop_agent(self) -> None:
+        """After this nothing changes our mappings but ourselves."""
+        agent, self._agent = self._agent, None
+        if agent is not None:
+            agent.stop()
 
     def call(self, request: messages.Request, fds: Sequence[int] = ()) -> messages.Done:
         """Ask, and wait for the answer with the GIL free.
@@ -271,6 +300,7 @@ class Connection:
             self._lifeline.detach()
 
     def _close(self) -> None:
+        self.stop_agent()
         if self._lifeline is not None:
             self._lifeline.close()
         self._control.close()

@@ -226,6 +226,8 @@ def _release(connection: Connection, number: int, address: int, length: int) -> 
     try:
         connection.call(messages.Detach(number))
     except Exception:
+        if not connection.usable:
+            connection.stop_agent()
         libc.unmap(address, length)
         raise
     libc.unmap(address, length)
@@ -236,6 +238,7 @@ def _finalize(connection: Connection, number: int, address: int, length: int) ->
     if connection.owner != os.getpid():
         return  # a fork that is not through yet: the range is our parent's
     if not connection.usable:
+        connection.stop_agent()
         registry.remove(address)
         libc.unmap(address, length)
         return

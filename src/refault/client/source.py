@@ -112,4 +112,7 @@ def map_memory(
         length=length,
         **options._asdict(),
     )
-    return Memory(connect(), request, fds, file=file)
+    connection = connect()
+    if isinstance(source, messages.FileSource) and mode == "r":
+        connection.start_agent()
+    return Memory(connection, request, fds, file=file)

@@ -142,6 +142,8 @@ class LinuxMapping(Mapping):
         self.memfd = -1
         self.given_up: set[int] = set()
         self.native: MappingRecord | None = None
+        self.windows: list[Any] = []
+        self.window_bytes = 0
         self.write_pause: PageError | None = None
         self.write_end: BaseException | None = None
         self.closed = False
@@ -189,6 +191,12 @@ class LinuxMapping(Mapping):
     def budget_changed(self) -> None:
         super().budget_changed()
         self._renew()
+
+    def use_file_windows(self, use: bool) -> None:
+        """Whether ranges that are read in order may be overlaid with the file itself."""
+        if use != self.file_windows:
+            self.file_windows = use
+            self.budget_changed()
 
     def give_up(self, index: int) -> None:
         """A Ctrl-C leaves a page of 0xFF in a unit that is absent."""

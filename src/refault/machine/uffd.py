@@ -132,6 +132,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 from ..errors import KernelError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
@@ -608,6 +609,12 @@ class Userfaultfd:
     page_size
         What EEXIST skips: the page size of the memory behind it.
 
+    Attributes
+    ----------
+    on_again
+        Called when the kernel says that the address space is being changed, before it is asked
+        again.  It may wait for whoever reads messages; if that is us, they are to be read here.
+
     Notes
     -----
     The range operations return when the *whole* range is resolved and its sleepers are
@@ -622,11 +629,12 @@ class Userfaultfd:
     The first three say in ``resolved`` how far the operation got.
     """
 
-    __slots__ = ("_plain", "_range", "_sourced", "_writeprotect", "fd", "page_size")
+    __slots__ = ("_plain", "_range", "_sourced", "_writeprotect", "fd", "on_again", "page_size")
 
     def __init__(self, fd: int, *, page_size: int = mmap.PAGESIZE) -> None:
         self.fd = fd
         self.page_size = page_size
+        self.on_again: Callable[[], None] | None = None
         self._sourced = bytearray(_SOURCED.size)
         self._plain = bytearray(_PLAIN.size)
         self._writeprotect = bytearray(_WRITEPROTECT.size)
@@ -790,6 +798,8 @@ class Userfaultfd:
         for _ in range(_EAGAIN_TRIES):
             if refusal.errno != EAGAIN:
                 break
+            if self.on_again is not None:
+                self.on_again()
             try:
                 ioctl(self.fd, UFFDIO_WRITEPROTECT, argument)
                 return
@@ -822,6 +832,8 @@ class Userfaultfd:
                         patience = _EAGAIN_TRIES
                     elif patience:
                         patience -= 1
+                        if self.on_again is not None:
+                            self.on_again()
                     else:
                         raise _translate(name, start, length, error, done) from error
                 elif error.errno == EEXIST:

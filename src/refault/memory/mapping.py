@@ -183,6 +183,7 @@ class Mapping:
         self.reclaiming = False
         limit = budget.limit if budget.limit is not None else None
         self.working_set = WorkingSet(self.pages if limit is None else limit // page_size)
+        self.file_windows = False
         self.readahead = Readahead(page_size, limit) if readahead else None
         self._queues: dict[int, WaitQueue] = {}
         level: Budget | None = budget
@@ -215,7 +216,7 @@ class Mapping:
         limit = self.budget.limit
         self.working_set.max_ghosts = self.pages if limit is None else limit // self.page_size
         if self.readahead is not None:
-            self.readahead = Readahead(self.page_size, limit)
+            self.readahead = Readahead(self.page_size, limit, file_windows=self.file_windows)
 
     @property
     def resident(self) -> int:

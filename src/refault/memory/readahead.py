@@ -25,10 +25,12 @@ from __future__ import annotations
 from array import array
 from typing import NamedTuple
 
-__all__ = ["STREAMS", "Readahead", "Window"]
+__all__ = ["MAX_BYTES", "STREAMS", "Readahead", "Window"]
 
 INITIAL_BYTES = 256 << 10
 MAX_BYTES = 2 << 20
+FILE_WINDOW_BYTES = 128 << 20
+"""The largest window if it need not be read, because the file itself can be mapped there."""
 STREAMS = 8
 
 _NEXT = 3 * STREAMS
@@ -52,6 +54,8 @@ class Readahead:
         Bytes of a page unit.
     budget
         Bytes that may be resident; a window takes at most an eighth of it.
+    file_windows
+        Whether windows can be mapped instead of read (`refault.pager.windows`).
 
     Attributes
     ----------
@@ -64,8 +68,9 @@ class Readahead:
 
     __slots__ = ("bound", "heads", "initial", "largest", "size", "start", "way")
 
-    def __init__(self, page_size: int, budget: int | None) -> None:
-        room = MAX_BYTES if budget is None else min(MAX_BYTES, budget // 8)
+    def __init__(self, page_size: int, budget: int | None, *, file_windows: bool = False) -> None:
+        most = FILE_WINDOW_BYTES if file_windows else MAX_BYTES
+        room = most if budget is None else min(most, budget // 8)
         self.largest = self.bound = room // page_size
         self.initial = min(max(INITIAL_BYTES // page_size, 1), self.largest)
         self.heads = array("q", [_NOWHERE, _NOWHERE, 1] * STREAMS + [0])
@@ -85,6 +90,13 @@ class Readahead:
         heads[_NEXT] = (stream + 1) % STREAMS
         self._begin(stream, index)
         return None
+
+    def shorten(self, window: Window, last: int) -> None:
+        """Only ``[window.first, last)`` of a window that goes up is begun."""
+        for stream in range(STREAMS):
+            if (self.start[stream], self.way[stream]) == (window.first, 1):
+                self.size[stream] = last - window.first
+                self._expect(stream, self.heads[3 * stream], last)
 
     def wasted(self) -> None:
         """A unit that was read ahead has been evicted, and nobody had touched it."""

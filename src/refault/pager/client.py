@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import time
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from refault.machine.linux import LinuxAddressSpace, LinuxMapping, say
 from refault.machine.server import ServedClient
 from refault.machine.uffd import (
     EVENT_PAGEFAULT,
+    EVENT_REMAP,
     FAULT_WP,
     FAULT_WRITE,
     MESSAGE_SIZE,
@@ -24,19 +26,23 @@ from refault.machine.uffd import (
     Userfaultfd,
 )
 from refault.memory.page import PG_READING, PG_UPTODATE
-from refault.memory.readahead import Window
+from refault.memory.readahead import MAX_BYTES, Window
 from refault.memory.vma import Vma
-from refault.memory.wait import Signal, Waits
+from refault.memory.wait import RESCHEDULE, Signal, Waits
+from refault.stores.file import FileStore
 from refault.wire import messages as wire
 
 from .interrupts import Interrupts
 from .requests import Request, handle
 from .service import Pager, Region
 from .tasks import PagerTask
+from .windows import AgentSocket, Windows
 
 __all__ = ["Client"]
 
 MESSAGES_AT_ONCE = 16
+AGAIN_SECONDS = 20e-6
+"""For whoever changes the address space to run: it must, before the kernel takes orders again."""
 
 
 class FaultTask(PagerTask):
@@ -88,6 +94,9 @@ class Client:
         self.wakeup = -1
         self.lifeline = -1
         self.uffd: Userfaultfd | None = None
+        self.agent: AgentSocket | None = None
+        self.windows: dict[Vma, Windows] = {}
+        self.early: list[tuple[int, int, int, int]] = []
         self.mm: LinuxAddressSpace | None = None
         self.sys_path: list[str] = []
         self.interrupts: Interrupts | None = None
@@ -132,6 +141,7 @@ class Client:
         self.lifeline = lifeline
         self.pager.guardian.guard(message.pid, self.pidfd, uffd, lifeline)
         self.uffd = Userfaultfd(uffd)
+        self.uffd.on_again = self.read_early
         self.mm = LinuxAddressSpace(self.pager.budget, self.uffd)
         self.sys_path = message.sys_path
         self.wakeup = wakeup
@@ -172,8 +182,27 @@ class Client:
         for message in uffd.read_messages(self.messages):
             self.on_message(*message)
 
+    def read_early(self) -> None:
+        """Somebody waits for messages to be read, and we for him: read them, and serve them later."""
+        assert self.uffd is not None
+        messages = self.uffd.read_messages(self.messages)
+        if messages and not self.early:
+            task = PagerTask(self.pager.loop.scheduler, "early messages")
+
+            def work() -> Waits[None]:
+                yield RESCHEDULE
+                early, self.early = self.early, []
+                for message in early:
+                    self.on_message(*message)
+
+            task.scheduler.spawn(task, work())
+        self.early += messages
+        time.sleep(AGAIN_SECONDS)
+
     def on_message(self, event: int, flags: int, address: int, tid: int) -> None:
         """One message of the userfaultfd."""
+        if event == EVENT_REMAP:
+            return  # an agent's, see `windows`; to have read it is all
         if event != EVENT_PAGEFAULT:
             say(f"pager: unexpected userfaultfd event {event:#x} of process {self.pid}")
             return
@@ -256,13 +285,23 @@ class Client:
             self.read_ahead(vma, window)
 
     def read_ahead(self, vma: Vma, window: Window) -> None:
-        """Begin to read a window, behind everything that is waiting now."""
+        """Begin to read a window, behind everything that is waiting now.
+
+        Where the file itself can be mapped, only the window's marker is read.
+        """
+        first, last, way = window
+        if vma.mapping.file_windows and way > 0:
+            windows = self.windows.get(vma)
+            if windows is not None and windows.open(first + 1, last):
+                last = first + 1
+            elif (most := first + max(1, MAX_BYTES // vma.mapping.page_size)) < last:
+                last = most
+                vma.mapping.readahead.shorten(window, last)
         task = PagerTask(self.pager.loop.scheduler, "readahead")
 
         def work() -> Waits[None]:
             if vma.detached or not vma.lock.down_read_trylock():
                 return
-            first, last, way = window
             yield from readahead(self.pager.machine, vma, task, first, last, mark=way)
             vma.lock.up_read()
 
@@ -356,6 +395,29 @@ class Client:
 
     # -- regions ----------------------------------------------------------------
 
+    def attached(self, vma: Vma, region: Region) -> None:
+        """A region is mapped."""
+        self.by_vma[vma] = region
+        mapping = region.mapping
+        if (
+            self.agent is not None
+            and self.agent.alive
+            and self.uffd is not None
+            and isinstance(mapping.store, FileStore)
+            and not mapping.private
+            and not mapping.writable
+        ):
+            self.windows[vma] = Windows(vma, mapping, self.uffd, self.agent)
+            mapping.use_file_windows(True)
+
+    def unmapped(self, vma: Vma) -> Waits[None]:
+        """The client has put something else in the place of a region."""
+        self.by_vma.pop(vma, None)
+        windows = self.windows.pop(vma, None)
+        if windows is not None:
+            yield from windows.settled()
+            windows.close()
+
     def region_of(self, vma: Vma) -> Region | None:
         """The region that a vma belongs to."""
         return self.by_vma.get(vma)
@@ -383,6 +445,11 @@ class Client:
         for fd in (self.control.fileno(), self.pidfd, self.wakeup):
             if fd >= 0:
                 loop.remove(fd)
+        if self.agent is not None:
+            self.agent.close()
+        for windows in self.windows.values():
+            windows.close()
+        self.windows.clear()
         if self.mm is not None:
             self.mm.dead = True
             if self.mm.served is not None:

@@ -22,6 +22,7 @@ from refault.wire import messages as wire
 
 from .patience import Patience
 from .tasks import PagerTask
+from .windows import AgentSocket
 
 if TYPE_CHECKING:
     from .client import Client
@@ -205,8 +206,12 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
                 )
             pager.usable(limit, mapping.page_size)
             if source.writable and not mapping.writable:
-                mapping.store.adopt(os.dup(fds[0]), True)
+                # What is changed from now on is in memory before it is in the file.
+                mapping.use_file_windows(False)
                 mapping.writable = True
+                for windows in list(mapping.windows):
+                    yield from windows.give_back(0, mapping.pages)
+                mapping.store.adopt(os.dup(fds[0]), True)
             store_close(store)
             if size > mapping.size:
                 yield from pager.grow(mapping, size, task)
@@ -265,7 +270,13 @@ def _attach(request: Request, message: wire.Attach, fds: list[int]) -> None:
         writable=message.writable,
     )
     mm.insert(region.vma)
-    request.client.by_vma[region.vma] = region
+    request.client.attached(region.vma, region)
+    request.answer(wire.Done())
+
+
+def _agent(request: Request, message: wire.Agent, fds: list[int]) -> None:
+    client = request.client
+    client.agent = AgentSocket(client.pager.loop, client.pager.socketpair_end(fds[0]))
     request.answer(wire.Done())
 
 
@@ -299,10 +310,11 @@ def _detach(request: Request, message: wire.Detach, fds: list[int]) -> None:
     client = request.client
     request.region = None
     client.stop_waiting(region, Signal.CLOSING)
-    if region.vma is not None:
-        client.by_vma.pop(region.vma, None)
+    vma = region.vma
 
     def work(task: PagerTask) -> Waits[wire.Reply]:
+        if vma is not None:
+            yield from client.unmapped(vma)
         try:
             yield from client.pager.drop_region(region, task)
         finally:
@@ -372,6 +384,7 @@ def _populate(request: Request, message: wire.Populate | wire.Pin, fds: list[int
     def work(task: PagerTask) -> Waits[wire.Reply]:
         timer = _with_deadline(request, region, task)
         try:
+            yield from _no_windows(request, region, *region.units(message.start, message.end))
             if pinning:
                 outcome, request.pinned = yield from gup.pin(machine, mm, task, start, end, foll)
             else:
@@ -387,6 +400,14 @@ def _populate(request: Request, message: wire.Populate | wire.Pin, fds: list[int
         return wire.Done(message.end - message.start)
 
     request.run(what, work)
+
+
+def _no_windows(request: Request, region: Region, first: int, last: int) -> Waits[None]:
+    """Give back what the file itself is mapped over: these pages are meant to be ours."""
+    vma = region.vma
+    windows = request.client.windows.get(vma) if vma is not None else None
+    if windows is not None:
+        yield from windows.give_back(first, last)
 
 
 def _check_pins(region: Region, start: int, end: int) -> None:
@@ -435,6 +456,7 @@ def _evict(request: Request, message: wire.Evict, fds: list[int]) -> None:
 
     def work(task: PagerTask) -> Waits[wire.Reply]:
         before = mapping.resident
+        yield from _no_windows(request, region, first, last)
         units = sorted(index for index in mapping.working_set if first <= index < last)
         for at in range(0, len(units), 64):
             failed = yield from evict_units(
@@ -478,6 +500,10 @@ def _statistics(request: Request, message: wire.Statistics, fds: list[int]) -> N
         values["dirty"] = values.get("dirty", 0) + mapping.dirty * mapping.page_size
         values["pinned"] = values.get("pinned", 0) + len(mapping.pins) * mapping.page_size
         values["page_size"] = mapping.page_size
+        values["windows"] = values.get("windows", 0) + sum(
+            len(one.windows) for one in mapping.windows
+        )
+        values["window_bytes"] = values.get("window_bytes", 0) + mapping.window_bytes
     values["resident"] = budget.usage
     values["peak_resident"] = budget.peak
     values["budget"] = budget.limit if budget.limit is not None else -1
@@ -534,6 +560,7 @@ _HANDLERS: dict[type, Callable[[Request, Any, list[int]], None]] = {
     wire.Attach: _attach,
     wire.Share: _share,
     wire.ExpectChild: _expect_child,
+    wire.Agent: _agent,
     wire.Detach: _detach,
     wire.Populate: _populate,
     wire.Pin: _populate,

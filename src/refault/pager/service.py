@@ -115,6 +115,10 @@ class Pager:
         """Start the background reclaim of a budget, unless it runs."""
         if budget.reclaiming:
             return
+        for mapping in budget.mappings:
+            assert isinstance(mapping, LinuxMapping)
+            for windows in mapping.windows:
+                windows.give_way()
         budget.reclaiming = True
         task = PagerTask(self.loop.scheduler, "reclaim")
         task.generator = reclaim(self.machine, budget, task)

@@ -150,6 +150,10 @@ class FileStore:
                 self._nowait = False
             return False
 
+    def fileno(self) -> int:
+        """The descriptor; it stays the store's."""
+        return self._fd
+
     def where(self, page_size: int) -> Bytes | None:
         """The file itself: its page cache can be copied from directly."""
         memory = in_memory(self.key[0])

@@ -156,6 +156,13 @@ class ExpectChild(msgspec.Struct, tag=True, frozen=True):
     """fds: reply, control socket of a child about to be forked.  -> `Done`"""
 
 
+class Agent(msgspec.Struct, tag=True, frozen=True):
+    """There is a thread in the client that changes its mappings.  -> `Done`
+
+    fds: reply, the thread's socket.
+    """
+
+
 class Detach(msgspec.Struct, tag=True, frozen=True):
     """The client has unmapped the region; write back what is dirty.  -> `Done`"""
 
@@ -248,6 +255,7 @@ Request: TypeAlias = (
     | Attach
     | Share
     | ExpectChild
+    | Agent
     | Detach
     | Populate
     | Prefetch

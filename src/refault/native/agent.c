@@ -1,0 +1,173 @@
+/* A thread in the client that changes its mappings when the pager asks for it.
+ *
+ * Only code that runs in a process can map something into it.  This thread never takes the GIL, so
+ * it answers while Python waits in a page fault.  It knows two commands:
+ *
+ *   OVERLAY  put the pages of a file over a part of a region
+ *   RESTORE  put the region's own memory back, registered with the userfaultfd as before
+ *
+ * Both prepare the mapping elsewhere and move it into place with one mremap, so that another thread
+ * sees either the old or the new one.  For RESTORE that is a must: memory that is mapped and
+ * not registered yet would give a thread that touches it a page of zeros, and put that into
+ * the memory that everybody shares.  The registration survives the move because the userfaultfd
+ * has EVENT_REMAP; the move then ends when the pager has read that event.
+ *
+ * All signals are blocked here: Python's handlers belong to its own threads.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
+enum { OVERLAY = 1, RESTORE = 2, PIECE = 2 << 20 };
+
+struct command {
+    int64_t what;
+    uint64_t address, length, offset;
+};
+
+struct agent {
+    int fd;
+    pthread_t thread;
+};
+
+static int place(void *prepared, struct command *c)
+{
+    void *where = (void *)(uintptr_t)c->address;
+    if (madvise(prepared, c->length, MADV_DONTFORK) == 0 &&
+        mremap(prepared, c->length, c->length, MREMAP_MAYMOVE | MREMAP_FIXED, where) == where)
+        return 0;
+    int error = errno;
+    munmap(prepared, c->length);
+    return error;
+}
+
+static int overlay(struct command *c, int file)
+{
+    void *prepared = mmap(NULL, c->length, PROT_READ, MAP_SHARED, file, c->offset);
+    if (prepared == MAP_FAILED)
+        return errno;
+    madvise(prepared, c->length, MADV_SEQUENTIAL);
+    return place(prepared, c);
+}
+
+/* Run ahead of the reader, so that it finds page tables filled and pages read; until there is
+ * something else to do.  What goes wrong here goes wrong for the reader, who is told. */
+static void run_ahead(struct agent *agent, struct command *c)
+{
+    for (uint64_t done = 0; done < c->length; done += PIECE) {
+        struct pollfd more = {.fd = agent->fd, .events = POLLIN};
+        uint64_t left = c->length - done;
+        if (poll(&more, 1, 0) ||
+            madvise((void *)(uintptr_t)(c->address + done), left < PIECE ? left : PIECE,
+                    MADV_POPULATE_READ))
+            return;
+    }
+}
+
+static int restore(struct command *c, int memory, int uffd)
+{
+    void *prepared = mmap(NULL, c->length, PROT_READ, MAP_SHARED, memory, c->offset);
+    if (prepared == MAP_FAILED)
+        return errno;
+    struct uffdio_register range = {
+        .range = {.start = (uintptr_t)prepared, .len = c->length},
+        .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR |
+                UFFDIO_REGISTER_MODE_WP};
+    if (ioctl(uffd, UFFDIO_REGISTER, &range)) {
+        int error = errno;
+        munmap(prepared, c->length);
+        return error;
+    }
+    return place(prepared, c);
+}
+
+static void *work(void *argument)
+{
+    struct agent *agent = argument;
+    for (;;) {
+        struct command command;
+        union {
+            char room[CMSG_SPACE(2 * sizeof(int))];
+            struct cmsghdr align;
+        } control;
+        struct iovec part = {.iov_base = &command, .iov_len = sizeof command};
+        struct msghdr message = {.msg_iov = &part,
+                                 .msg_iovlen = 1,
+                                 .msg_control = &control,
+                                 .msg_controllen = sizeof control};
+        ssize_t got = recvmsg(agent->fd, &message, MSG_CMSG_CLOEXEC);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            return NULL;
+        int fds[2] = {-1, -1}, count = 0;
+        for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
+            if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
+                count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+                memcpy(fds, CMSG_DATA(c), count * sizeof(int));
+            }
+        int32_t answer = EINVAL;
+        if (got == sizeof command && command.what == OVERLAY && count == 1)
+            answer = overlay(&command, fds[0]);
+        else if (got == sizeof command && command.what == RESTORE && count == 2)
+            answer = restore(&command, fds[0], fds[1]);
+        for (int i = 0; i < count; i++)
+            close(fds[i]);
+        if (send(agent->fd, &answer, sizeof answer, MSG_NOSIGNAL) < 0)
+            return NULL;
+        if (command.what == OVERLAY && answer == 0)
+            run_ahead(agent, &command);
+    }
+}
+
+/* Start a thread that obeys what comes from a socket, which is its own from now on.  Null: errno. */
+void *rf_agent_start(int fd)
+{
+    struct agent *agent = malloc(sizeof *agent);
+    sigset_t all, before;
+    if (!agent)
+        return NULL;
+    agent->fd = fd;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(&agent->thread, NULL, work, agent);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error) {
+        free(agent);
+        errno = error;
+        return NULL;
+    }
+    return agent;
+}
+
+/* End the thread, when it has done what it is at. */
+void rf_agent_stop(void *handle)
+{
+    struct agent *agent = handle;
+    shutdown(agent->fd, SHUT_RDWR);
+    pthread_join(agent->thread, NULL);
+    close(agent->fd);
+    free(agent);
+}
+
+/* In a forked child: the thread is the parent's, and there is none here. */
+void rf_agent_forget(void *handle)
+{
+    struct agent *agent = handle;
+    close(agent->fd);
+    free(agent);
+}
