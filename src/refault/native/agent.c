@@ -64,16 +64,18 @@ static int overlay(struct command *c, int file)
     return place(prepared, c);
 }
 
-/* Run ahead of the reader, so that it finds page tables filled and pages read; until there is
- * something else to do.  What goes wrong here goes wrong for the reader, who is told. */
+/* Run ahead of the reader, so that it finds page tables filled; until there is something else to
+ * do, or pages that are not in memory: two who read the same file in order disturb the
+ * kernel's readahead, and are slower than the reader alone. */
 static void run_ahead(struct agent *agent, struct command *c)
 {
+    unsigned char there[PIECE / 4096];
     for (uint64_t done = 0; done < c->length; done += PIECE) {
         struct pollfd more = {.fd = agent->fd, .events = POLLIN};
-        uint64_t left = c->length - done;
-        if (poll(&more, 1, 0) ||
-            madvise((void *)(uintptr_t)(c->address + done), left < PIECE ? left : PIECE,
-                    MADV_POPULATE_READ))
+        uint64_t left = c->length - done, length = left < PIECE ? left : PIECE;
+        void *at = (void *)(uintptr_t)(c->address + done);
+        if (poll(&more, 1, 0) || mincore(at, length, there) ||
+            memchr(there, 0, (length + 4095) / 4096) || madvise(at, length, MADV_POPULATE_READ))
             return;
     }
 }
