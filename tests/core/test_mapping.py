@@ -9,7 +9,6 @@ from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
 from refault.memory.mapping import Mapping, PageError
 from refault.memory.page import (
-    PG_ACTIVE,
     PG_DIRTY,
     PG_LOCKED,
     PG_READING,
@@ -199,7 +198,7 @@ def test_drop_and_refault() -> None:
         mapping.drop(3, ghost=True)
         assert mapping.flags[3] == 0
         assert mapping.resident == 0
-    assert state == PG_UPTODATE | PG_ACTIVE
+    assert state == PG_UPTODATE
     assert mapping.counters.refaults == 1
     assert mapping.counters.evictions == 2
 
@@ -220,7 +219,7 @@ def test_swap_keeps_what_was_dropped() -> None:
     ("state", "evictable", "droppable"),
     [
         (PG_UPTODATE, True, True),
-        (PG_UPTODATE | PG_ACTIVE | PG_SWAPPED, True, True),
+        (PG_UPTODATE | PG_SWAPPED, True, True),
         (PG_UPTODATE | PG_DIRTY, True, False),
         (PG_UPTODATE | PG_LOCKED, False, False),
         (PG_UPTODATE | PG_WRITEBACK, False, False),
@@ -251,7 +250,7 @@ def test_last_unpin_wakes_who_waits_for_room() -> None:
 def test_states_have_names() -> None:
     assert page_flag_names(0) == "absent"
     assert page_flag_names(PG_UPTODATE | PG_DIRTY) == "uptodate|dirty"
-    assert len(page_flag_names(0xFF).split("|")) == 8
+    assert len(page_flag_names(0xFF).split("|")) == 7
 
 
 def test_readahead_is_optional() -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from .budget import Budget
 from .page import (
-    PG_ACTIVE,
     PG_DIRTY,
     PG_LOCKED,
     PG_READAHEAD,
@@ -180,7 +179,7 @@ class Mapping:
         self.protection: Protection | None = None
         self.reclaiming = False
         limit = budget.limit if budget.limit is not None else None
-        self.working_set = WorkingSet(self.pages if limit is None else limit // page_size)
+        self.working_set = WorkingSet(self.pages, None if limit is None else limit // page_size)
         self.readahead = Readahead(page_size, limit) if readahead else None
         self._queues: dict[int, WaitQueue] = {}
         level: Budget | None = budget
@@ -202,6 +201,7 @@ class Mapping:
         old, self.flags = self.flags, self.make_flags(pages)
         self.flags[: self.pages] = old
         self.pages = pages
+        self.working_set.grow(pages)
 
     @staticmethod
     def make_flags(pages: int) -> bytearray | memoryview:
@@ -211,7 +211,7 @@ class Mapping:
     def budget_changed(self) -> None:
         """The limit of the budget is another one: so are the windows that follow from it."""
         limit = self.budget.limit
-        self.working_set.max_ghosts = self.pages if limit is None else limit // self.page_size
+        self.working_set.set_room(self.pages if limit is None else limit // self.page_size)
         if self.readahead is not None:
             self.readahead = Readahead(self.page_size, limit)
 
@@ -258,7 +258,6 @@ class Mapping:
         self.flags[index] |= PG_UPTODATE
         self.errors.pop(index, None)
         if self.working_set.add(index):
-            self.flags[index] |= PG_ACTIVE
             self.counters.refaults += 1
 
     def set_dirty(self, index: int) -> None:
@@ -320,7 +319,7 @@ class Mapping:
         """The unit's memory was given back; only store or swap have its content now."""
         if self.flags[index] & (PG_DIRTY | PG_WRITEBACK):
             raise AssertionError(f"unit {index} of {self.name} dropped while it is dirty")
-        self.flags[index] &= ~(PG_UPTODATE | PG_ACTIVE | PG_READAHEAD)
+        self.flags[index] &= ~(PG_UPTODATE | PG_READAHEAD)
         self.ahead.discard(index)
         self.working_set.remove(index, ghost=ghost)
         self.counters.evictions += ghost

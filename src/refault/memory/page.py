@@ -10,7 +10,6 @@ PG_UPTODATE    the memfd holds the unit's whole, true content
 PG_DIRTY       the content is newer than what store or swap hold
 PG_WRITEBACK   the content is on its way to store or swap
 PG_SWAPPED     swap holds the content (where a region has no store for it)
-PG_ACTIVE      on the active list: it came back soon after an eviction
 PG_READAHEAD   touching it says that readahead should go on
 PG_READING     a read is under way; the unit is locked on behalf of the read
 =============  ============================================================
@@ -24,7 +23,6 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
-    "PG_ACTIVE",
     "PG_DIRTY",
     "PG_LOCKED",
     "PG_READAHEAD",
@@ -40,7 +38,6 @@ PG_UPTODATE: Final = 0x02
 PG_DIRTY: Final = 0x04
 PG_WRITEBACK: Final = 0x08
 PG_SWAPPED: Final = 0x10
-PG_ACTIVE: Final = 0x20
 PG_READAHEAD: Final = 0x40
 PG_READING: Final = 0x80
 
@@ -50,7 +47,6 @@ _NAMES: Final = {
     PG_DIRTY: "dirty",
     PG_WRITEBACK: "writeback",
     PG_SWAPPED: "swapped",
-    PG_ACTIVE: "active",
     PG_READAHEAD: "readahead",
     PG_READING: "reading",
 }

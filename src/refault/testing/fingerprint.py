@@ -17,7 +17,6 @@ What is left out, and why that hides nothing:
 * *Which* reader waits behind which other one for a lock: readers that wait behind the same writer
   are let in together.
 * The order of eviction and its ghosts, without a budget: nobody asks for them.
-* PG_ACTIVE: it says in which of the two lists a unit is, and those are there.
 * The images that a snapshot has already got: each was compared when it was taken.
 
 Nothing else of what the fault path can see is left out.  What cannot be told apart here cannot be
@@ -34,7 +33,6 @@ from refault.fault.vmf import Fault
 from refault.machine.simulated import HALF
 from refault.memory.budget import Budget
 from refault.memory.mapping import PageError
-from refault.memory.page import PG_ACTIVE
 from refault.memory.protection import Protection
 from refault.memory.rwsem import RwSemaphore, _Ticket
 from refault.memory.vma import Vma
@@ -68,14 +66,13 @@ def fingerprint(world: World) -> int:
     """
     mapping, machine, protection = world.mapping, world.machine, world.protection
     limited = mapping.budget.limit is not None
-    order = mapping.working_set
     values = _Values(world)
     queues = queue_names(world)
     ready = set(world.ready)
     return hash(
         (
-            bytes(flags & ~PG_ACTIVE for flags in mapping.flags),
-            (tuple(order.inactive), tuple(order.active), tuple(order.ghosts)) if limited else None,
+            bytes(mapping.flags),
+            mapping.working_set.state() if limited else None,
             values.truth,
             values.contents(),
             tuple(tuple(sorted(machine.tables[vma].items())) for vma in world.vmas),

@@ -4,8 +4,8 @@ This is the table behind the state diagram in the documentation.  The simulated 
 enters every change it sees, and a change that is not in the table is a `Violation`; a row that no
 scenario ever shows fails a test.  So the picture is what the code does.
 
-Left out are three bits that have no part in this: PG_SWAPPED (swap holds the content, if neither
-memory nor a store does), PG_ACTIVE and PG_READAHEAD.
+Left out are two bits that have no part in this: PG_SWAPPED (swap holds the content, if neither
+memory nor a store does) and PG_READAHEAD.
 """
 
 from __future__ import annotations
