@@ -8,8 +8,8 @@ The rule.  Units stand in `LEVELS` queues.  Memory is taken from the old end of 
 unit that was evicted leaves a *ghost*: its number, and the level at which it came in.  A unit that
 comes in while its ghost is remembered is a *refault*, and comes in one level higher than last
 time; any other one comes in at the lowest.  All levels but the lowest may hold `SHARE` of all units
-together, all but the two lowest `SHARE` of that, and so on.  The oldest unit of a level
-that holds too much goes down by one.  So a unit at a high level passes through all those below
+together, and the highest `SHARE` of that.  The oldest unit of a level that holds too much goes
+down by one.  So a unit at a high level passes through all those below
 before it is evicted, and what comes once (a scan) passes through the lowest alone.
 
 How much the lowest level holds is adapted.  A refault of a unit that came in at the lowest level
@@ -21,29 +21,31 @@ are its inactive and active list (mm/vmscan.c), more of them are its multi-gener
 and MQ (Zhou, 2001); that the lowest adapts is ARC's (Megiddo, 2003).
 
 Why these numbers: misses in percent of Zipf(0.99) with 1,048,576 units of 4 KiB or 65,536 of
-64 KiB, and of a quicksort of 65,536 units, where frequency means nothing (mean of three); a quarter
-is resident.  ``python -m benchmarks policies`` plays these and others.
+64 KiB; of 65,536 units with a hot sixth that moves every three turnovers of the memory; and of
+a quicksort of as many, where frequency means nothing (mean of three).  A quarter is resident.
+``python -m benchmarks policies`` plays these and others.
 
-===========================  ======  ======  =========
-..                            4 KiB  64 KiB  quicksort
-===========================  ======  ======  =========
-as it is                       12.8    25.7       20.2
-2 levels                       14.2    28.6       20.2
-3 levels                       12.8    26.7       20.2
-7 levels                       12.8    24.7       20.2
-`SHARE` 3/4                    13.1    26.7       19.6
-`SHARE` 15/16                  12.8    25.1       20.3
-`WEIGHT` 1                     13.9    25.6       19.4
-`WEIGHT` 4                     12.9    25.6       20.2
-lowest level not adapted       13.0    25.7       23.9
-as many ghosts as units fit    12.9    26.2       21.0
-half as many                   13.3    25.2       20.1
-FIFO                           17.2    32.6       17.6
-LRU (knows every touch)        14.5    29.4       17.9
-===========================  ======  ======  =========
+===========================  ======  ======  ======  =========
+..                            4 KiB  64 KiB   moves  quicksort
+===========================  ======  ======  ======  =========
+as it is                       12.8    26.7    18.1       20.2
+2 levels                       14.2    28.6    15.6       20.2
+4 levels                       12.8    25.7    20.5       20.2
+7 levels                       12.8    24.7    21.4       20.2
+`SHARE` 3/4                    13.1    27.5    18.8       19.6
+`SHARE` 15/16                  12.8    26.3    18.0       20.3
+`WEIGHT` 1                     13.9    26.7    18.1       19.4
+`WEIGHT` 4                     12.9    26.7    18.1       20.2
+lowest level not adapted       13.0    26.7    17.1       23.9
+as many ghosts as units fit    12.9    27.3    17.9       21.0
+half as many                   13.3    26.2    18.8       20.1
+FIFO                           17.2    32.6    19.1       17.6
+LRU (knows every touch)        14.5    29.4    11.3       17.9
+===========================  ======  ======  ======  =========
 
-More levels or a larger share help a little where popularity never changes, and make it longer until
-a unit that is used no more is out.
+More levels pay where popularity never changes, and make it longer until a unit that is used no
+more is out.  A `SHARE` of 15/16 is no worse here, but an eighth of the memory may be read ahead
+(`refault.memory.readahead`), and must not be evicted before it is touched.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ from .unitqueue import PLACE, UnitQueue, Words
 
 __all__ = ["LEVELS", "WorkingSet"]
 
-LEVELS: Final = 4
+LEVELS: Final = 3
 SHARE: Final = (7, 8)
 WEIGHT: Final = 3
 GHOSTS: Final = (3, 4)
@@ -174,7 +176,7 @@ class WorkingSet:
                 lowest.live += 1
             elif word & GHOST:
                 refaults += 1
-                before = word >> CAME_IN_AT & LEVELS - 1
+                before = (word & CAME_IN) >> CAME_IN_AT
                 wanted = max(0, wanted - WEIGHT) if before else wanted + 1
                 number = before + 1 if before + 1 < LEVELS else before
                 level = levels[number]
@@ -203,7 +205,7 @@ class WorkingSet:
         for index in indexes:
             word = words[index]
             if word & RESIDENT:
-                levels[word >> LEVEL_AT & LEVELS - 1].live -= 1
+                levels[(word & LEVEL) >> LEVEL_AT].live -= 1
                 if ghost:
                     words[index] = place << PLACE | word & CAME_IN | GHOST
                     append(index)
@@ -233,7 +235,7 @@ class WorkingSet:
                 break
         if not chosen and look_at is not None:
             for index in passed:
-                level = self.levels[self.words[index] >> LEVEL_AT & LEVELS - 1]
+                level = self.levels[(self.words[index] & LEVEL) >> LEVEL_AT]
                 level.push(self.words, index)
         return chosen
 
