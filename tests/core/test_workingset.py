@@ -129,10 +129,12 @@ def test_lowest_level_grows_and_shrinks() -> None:
 
 
 def test_lowest_level_never_wants_more_than_all() -> None:
-    units = filled(16)
-    units.wanted = 1000
-    units.victims(1, everything)
+    units = filled(64, room=16)
+    for first in range(0, 64, 8):
+        come_back(units, range(first, first + 8))
     assert units.wanted == 14
+    units.set_room(8)
+    assert units.wanted == 7
 
 
 # -- what cannot be evicted ----------------------------------------------------------------
@@ -232,6 +234,7 @@ class Model:
         self.levels: list[list[int]] = [[] for _ in range(LEVELS)]
         self.came_in: dict[int, int] = {}
         self.ghosts: list[int] = []
+        self.room = room
         self.max_ghosts = -(-room * GHOSTS[0] // GHOSTS[1])
         self.wanted = 0
 
@@ -241,6 +244,7 @@ class Model:
             self.ghosts.remove(index)
             before = self.came_in[index]
             self.wanted = max(0, self.wanted - WEIGHT) if before else self.wanted + 1
+            self.wanted = min(self.wanted, self.room * SHARE[0] // SHARE[1])
         level = min(self.came_in[index] + 1, LEVELS - 1) if refault else 0
         self.came_in[index] = level
         self.levels[level].append(index)
@@ -258,8 +262,7 @@ class Model:
     def victims(self, count: int, usable: set[int], look_at: int | None) -> list[int]:
         total = sum(map(len, self.levels))
         most = total * SHARE[0] // SHARE[1]
-        self.wanted = min(self.wanted, most)
-        limits = [most - self.wanted]
+        limits = [max(0, most - self.wanted)]
         for _ in range(LEVELS - 2):
             limits.append(limits[-1] * SHARE[0] // SHARE[1])
         for number in range(LEVELS - 1, 0, -1):

@@ -108,9 +108,11 @@ class WorkingSet:
         How many of them are remembered.
     wanted
         By how many units the lowest level should be larger than `SHARE` makes it.
+    most_wanted
+        Never more than that.
     """
 
-    __slots__ = ("ghosts", "levels", "max_ghosts", "wanted", "words")
+    __slots__ = ("ghosts", "levels", "max_ghosts", "most_wanted", "wanted", "words")
 
     def __init__(self, pages: int, room: int | None = None) -> None:
         dense = pages <= FEW or (room is not None and pages <= DENSE * room)
@@ -122,11 +124,14 @@ class WorkingSet:
         self.ghosts = UnitQueue(GHOST, RESIDENT | GHOST, typecode)
         self.wanted = 0
         self.max_ghosts = 0
+        self.most_wanted = 0
         self.set_room(pages if room is None else room)
 
     def set_room(self, room: int) -> None:
         """So many units may be resident from now on."""
         self.max_ghosts = -(-GHOSTS[0] * room // GHOSTS[1])
+        self.most_wanted = room * SHARE[0] // SHARE[1]
+        self.wanted = min(self.wanted, self.most_wanted)
         self._forget_ghosts()
 
     def grow(self, pages: int) -> None:
@@ -148,12 +153,16 @@ class WorkingSet:
             yield from level.units(self.words)
 
     def state(self) -> tuple[object, ...]:
-        """All that decides what will be evicted: equal for sets that will behave the same."""
+        """All that decides what will be evicted: equal for sets that will behave the same.
+
+        At which level a unit came in decides nothing but whether it was the lowest: with three
+        levels the others come in at the highest next time.
+        """
         words = self.words
         return (
             self.wanted,
             *(
-                tuple((index, words[index] & CAME_IN) for index in queue.units(words))
+                tuple((index, bool(words[index] & CAME_IN)) for index in queue.units(words))
                 for queue in (*self.levels, self.ghosts)
             ),
         )
@@ -177,7 +186,7 @@ class WorkingSet:
             elif word & GHOST:
                 refaults += 1
                 before = (word & CAME_IN) >> CAME_IN_AT
-                wanted = max(0, wanted - WEIGHT) if before else wanted + 1
+                wanted = max(0, wanted - WEIGHT) if before else min(wanted + 1, self.most_wanted)
                 number = before + 1 if before + 1 < LEVELS else before
                 level = levels[number]
                 words[index] = (
@@ -242,10 +251,7 @@ class WorkingSet:
     def _settle(self) -> None:
         """Let the oldest units of levels that hold too much go down by one."""
         levels, total = self.levels, len(self)
-        most = total * SHARE[0] // SHARE[1]
-        self.wanted = min(self.wanted, most)
-        most -= self.wanted
-        limits = [total, most]
+        limits = [total, max(0, total * SHARE[0] // SHARE[1] - self.wanted)]
         while len(limits) < LEVELS:
             limits.append(limits[-1] * SHARE[0] // SHARE[1])
         above = 0
