@@ -70,9 +70,9 @@ LEVEL_AT: Final = 2
 CAME_IN: Final = 0x30
 CAME_IN_AT: Final = 4
 
-DENSE: Final = 16
-"""Up to so many units of the mapping per unit of room, an array of all words is smaller than a dict
-of those in use: 8 bytes a word against about 100."""
+DENSE: Final = 32
+"""Up to so many units of the mapping per unit of room, an array of all words is no larger than a
+dict of those in use: 8 bytes a word against 260 for a resident unit and its share of the ghosts."""
 FEW: Final = 1 << 16
 """So many units always have an array."""
 
