@@ -3,7 +3,8 @@
 The popularity of the file's 4 KiB pages follows Zipf's law with exponent 0.99; the pages are
 scattered over the file at random, and which 64 bytes of a page are read is random too.  Not
 counted: the most popular pages are touched in the file's order until the memory is full, and then
-as many reads as will be counted bring eviction to its steady state.
+as many reads as will be counted.  That is two thirds of one turnover of the memory: too few for a
+policy of eviction to learn from, see `benchmarks.cases.policies`.
 
 Compared: refault with 4 KiB units (what fits the pattern), the same with plain first-in-first-out
 eviction in the pager (its `WorkingSet` replaced by `benchmarks.pagers.Fifo`, nothing else),
