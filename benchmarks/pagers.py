@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
+from collections.abc import Iterable
 
 from benchmarks.machine import resident_kib
 from refault.client import spawn
@@ -40,11 +41,8 @@ class Fifo(WorkingSet):
 
     __slots__ = ()
 
-    def __init__(self, max_ghosts: int) -> None:
-        super().__init__(0)
-
-    def remove(self, index: int, *, ghost: bool) -> None:
-        super().remove(index, ghost=False)
+    def remove_many(self, indexes: Iterable[int], *, ghost: bool) -> None:
+        super().remove_many(indexes, ghost=False)
 
 
 def use_fifo_pager() -> None:

@@ -15,6 +15,7 @@ NAMES = [
     "sort",
     "sequential",
     "zipf",
+    "policies",
     "isolation",
     "threads16",
     "sparse",

@@ -3,7 +3,8 @@
 The popularity of the file's 4 KiB pages follows Zipf's law with exponent 0.99; the pages are
 scattered over the file at random, and which 64 bytes of a page are read is random too.  Not
 counted: the most popular pages are touched in the file's order until the memory is full, and then
-as many reads as will be counted bring eviction to its steady state.
+as many reads as will be counted.  That is two thirds of one turnover of the memory: too few for a
+policy of eviction to learn from, see `benchmarks.cases.policies`.
 
 Compared: refault with 4 KiB units (what fits the pattern), the same with plain first-in-first-out
 eviction in the pager (its `WorkingSet` replaced by `benchmarks.pagers.Fifo`, nothing else),
@@ -18,30 +19,26 @@ reads from memory, the others from the disk: compare within each kind.  The latt
 of the reads: what is compared is a rate, and a memory-mapped file of which a quarter fits, read
 with the kernel's readahead around each fault, would take a quarter of an hour.
 
-The second table is no measurement of time: a trace of the same kind is played to policies of
-eviction, and the share of reads that miss is counted.  LRU needs to know of every touch, which
-user space cannot: it says what there would be to gain.
+Which accesses miss, by policy of eviction, without any clock: `benchmarks.cases.policies`.
 """
 
 from __future__ import annotations
 
 import functools
 import mmap
-from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.child import contender
 from benchmarks.files import drop, numbers_file, warm
 from benchmarks.machine import warm_memory
-from benchmarks.model import Comparison, Contender, Goal, Measure, Sample, Settings
-from benchmarks.pagers import Fifo, use_fifo_pager
+from benchmarks.model import Comparison, Contender, Goal, Measure, Settings
+from benchmarks.pagers import use_fifo_pager
 from benchmarks.stats import latencies
 from benchmarks.touch import Offsets, Toucher
-from refault.memory.workingset import WorkingSet
+from benchmarks.traces import places, zipf
 
 __all__ = ["comparisons", "read_memmap", "read_refault"]
 
@@ -108,97 +105,14 @@ def comparisons(settings: Settings) -> Iterator[Comparison]:
         ],
         baseline=bounded,
     )
-    yield _policies(size, resident, touches)
-
-
-def _policies(size: int, resident: int, touches: int) -> Comparison:
-    """Play traces to the policies alone."""
-
-    def simulated(name: str, policy: type[_Policy], unit: int) -> Contender:
-        def run() -> Sample:
-            units = resident // unit
-            trace = zipf_offsets(size, 4 * touches, seed=1) // np.uint64(unit)
-            present = policy(units)
-            missed = [present.miss(index) for index in trace.tolist()]
-            return {"misses": 100 * sum(missed[3 * touches :]) / touches}
-
-        return Contender(f"{name}, {unit >> 10} KiB units", run)
-
-    policies: list[tuple[str, type[_Policy]]] = [
-        ("WorkingSet", _WorkingSet),
-        ("FIFO", _Fifo),
-        ("LRU", _Lru),
-    ]
-    return Comparison(
-        "Zipf, simulated: share of reads that miss, by policy of eviction",
-        [simulated(*policy, unit) for unit in (PAGE, 64 << 10) for policy in policies],
-        [Measure("misses", "%")],
-        [Goal("FIFO, 4 KiB units", "misses", "WorkingSet, 4 KiB units", at_least=1.3)],
-        baseline="FIFO, 4 KiB units",
-        once=True,
-    )
-
-
-class _Policy(Protocol):
-    def __init__(self, units: int) -> None: ...
-
-    def miss(self, index: int) -> bool:
-        """Touch a unit; True if it was absent."""
-
-
-class _WorkingSet:
-    """Eviction as `refault.fault.reclaim` does it for clean units: one at a time."""
-
-    policy = WorkingSet
-
-    def __init__(self, units: int) -> None:
-        self.units = units
-        self.present = self.policy(units)
-
-    def miss(self, index: int) -> bool:
-        present = self.present
-        if index in present:
-            return False
-        if len(present) >= self.units:
-            for victim in present.victims(1, lambda _: True):
-                present.remove(victim, ghost=True)
-        present.add(index)
-        return True
-
-
-class _Fifo(_WorkingSet):
-    policy = Fifo
-
-
-class _Lru:
-    def __init__(self, units: int) -> None:
-        self.units = units
-        self.present: OrderedDict[int, None] = OrderedDict()
-
-    def miss(self, index: int) -> bool:
-        if index in self.present:
-            self.present.move_to_end(index)
-            return False
-        if len(self.present) >= self.units:
-            self.present.popitem(last=False)
-        self.present[index] = None
-        return True
-
-
-def places(size: int) -> npt.NDArray[np.int64]:
-    """Where in the file a page is, by its rank in popularity; the same in every trace."""
-    return np.random.default_rng(0).permutation(size // PAGE)
 
 
 def zipf_offsets(size: int, count: int, seed: int) -> Offsets:
     """Where to read: offsets of 64-byte records."""
-    pages = size // PAGE
-    random = np.random.default_rng(seed)
-    bounds = np.cumsum(np.arange(1, pages + 1, dtype=np.float64) ** -EXPONENT)
-    ranks = np.searchsorted(bounds, random.random(count) * bounds[-1])
-    found = places(size)[np.minimum(ranks, pages - 1)].astype(np.uint64) * np.uint64(PAGE)
+    pages = zipf(size // PAGE, count, EXPONENT, seed)
+    random = np.random.default_rng(seed + 1)
     records = random.integers(0, PAGE // RECORD, count, dtype=np.uint64)
-    return np.asarray(found + records * np.uint64(RECORD), np.uint64)
+    return np.asarray(pages * np.uint64(PAGE) + records * np.uint64(RECORD), np.uint64)
 
 
 def read_refault(
@@ -233,7 +147,7 @@ def read_memmap(
 
 def _read(array: Any, size: int, touches: int, resident: int) -> dict[str, float]:
     toucher = Toucher(array, words=RECORD // 8)
-    popular = np.sort(places(size)[: resident // PAGE]).astype(np.uint64) * np.uint64(PAGE)
+    popular = np.sort(places(size // PAGE)[: resident // PAGE]).astype(np.uint64) * np.uint64(PAGE)
     toucher.touch(popular, record=False)
     toucher.touch_in_threads(np.array_split(zipf_offsets(size, touches, 10), THREADS), record=False)
     done = toucher.touch_in_threads(np.array_split(zipf_offsets(size, touches, 20), THREADS))

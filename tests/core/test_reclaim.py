@@ -313,13 +313,14 @@ def test_many_pinned_units_do_not_hide_the_others() -> None:
     world.check_quiet()
 
 
-def test_active_units_are_evicted_if_the_inactive_ones_cannot_be() -> None:
+def test_units_of_higher_levels_are_evicted_if_those_of_the_lowest_cannot_be() -> None:
     world = World(resident=8)
     world.fill(range(8))
     evict(world, range(8))
-    world.fill(range(6), dirty=True)
+    world.fill(range(2, 8), dirty=True)
     world.fill([20, 21])
-    assert list(world.mapping.working_set.active) == list(range(6))
+    levels = world.mapping.working_set.levels
+    assert [level.live for level in levels] == [2, 6, 0]
     world.mapping.pin(20)
     world.mapping.pin(21)
     run = world.fault(25)

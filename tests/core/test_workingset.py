@@ -1,43 +1,71 @@
-"""`WorkingSet` against a model of plain lists."""
+"""`WorkingSet` against a model of plain lists, and against traces that tell policies apart."""
 
 from __future__ import annotations
 
+import copy
+import itertools
+import random
+from collections import deque
+from collections.abc import Iterable
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refault.memory.workingset import WorkingSet
+from refault.memory import workingset
+from refault.memory.unitqueue import KIND
+from refault.memory.workingset import GHOSTS, LEVELS, SHARE, WEIGHT, WorkingSet
+
+SPARSE = workingset.FEW + 1
+"""Units of a mapping whose words are in a dict, if few of them fit."""
 
 
 def everything(index: int) -> bool:
     return True
 
 
-def filled(count: int, ghosts: int = 100) -> WorkingSet:
-    units = WorkingSet(ghosts)
-    for index in range(count):
-        assert not units.add(index)
+def filled(count: int, room: int = 100, pages: int = 2000) -> WorkingSet:
+    units = WorkingSet(pages, room)
+    assert not units.add_many(range(count))
     return units
 
 
-def evict(units: WorkingSet, *indexes: int) -> None:
-    for index in indexes:
-        units.remove(index, ghost=True)
+def levels(units: WorkingSet) -> list[list[int]]:
+    return [list(level.units(units.words)) for level in units.levels]
+
+
+def ghosts(units: WorkingSet) -> list[int]:
+    return list(units.ghosts.units(units.words))
+
+
+def come_back(units: WorkingSet, indexes: Iterable[int]) -> None:
+    """Evict units and bring them in again."""
+    indexes = list(indexes)
+    units.remove_many(indexes, ghost=True)
+    assert units.add_many(indexes) == len(indexes)
+
+
+# -- the rule ------------------------------------------------------------------------------
 
 
 def test_oldest_first() -> None:
     assert filled(5).victims(3, everything) == [0, 1, 2]
 
 
-def test_unit_that_comes_back_is_active() -> None:
+def test_unit_that_comes_back_comes_in_one_level_higher() -> None:
     units = filled(4)
-    evict(units, 0, 1)
-    assert units.add(0)
-    assert not units.add(7)
-    assert list(units.active) == [0]
-    assert list(units.inactive) == [2, 3, 7]
-    # It came back once; the ghost is used up.
+    for level in (1, 2, 2):
+        come_back(units, [0])
+        assert levels(units)[level] == [0]
+        assert levels(units)[0] == [1, 2, 3]
+
+
+def test_ghost_is_used_up() -> None:
+    units = filled(1)
+    come_back(units, [0])
     units.remove(0, ghost=False)
     assert not units.add(0)
+    assert levels(units)[0] == [0]
 
 
 def test_what_was_asked_for_leaves_no_ghost() -> None:
@@ -46,26 +74,74 @@ def test_what_was_asked_for_leaves_no_ghost() -> None:
     assert not units.add(0)
 
 
-def test_no_more_ghosts_than_fit_the_budget() -> None:
-    units = filled(5, ghosts=2)
-    evict(units, 0, 1, 2, 3)
-    assert list(units.ghosts) == [2, 3]
+def test_three_quarters_as_many_ghosts_as_units_fit() -> None:
+    units = filled(8, room=4)
+    units.remove_many([5, 0, 1, 2, 3], ghost=True)
+    assert ghosts(units) == [1, 2, 3]
+    assert not units.add(5)
     assert not units.add(0)
     assert units.add(3)
 
 
-def test_active_units_give_way_above_three_quarters() -> None:
-    units = filled(8)
-    evict(units, *range(8))
-    for index in range(8):
-        assert units.add(index)
-    assert len(units.active) == 8
+def test_less_room_means_fewer_ghosts() -> None:
+    units = filled(8, room=8)
+    units.remove_many(range(8), ghost=True)
+    assert ghosts(units) == [2, 3, 4, 5, 6, 7]
+    units.set_room(2)
+    assert ghosts(units) == [6, 7]
+    units.set_room(0)
+    assert not ghosts(units)
+    assert not units.add(7)
+
+
+def test_upper_levels_give_way() -> None:
+    units = filled(16)
+    come_back(units, range(16))
+    assert [len(level) for level in levels(units)] == [0, 16, 0]
+    units.wanted = 0
     assert units.victims(1, everything) == [0]
-    assert (len(units.inactive), len(units.active)) == (2, 6)
+    assert [len(level) for level in levels(units)] == [2, 14, 0]
+    come_back(units, range(16))
+    units.wanted = 0
+    units.victims(1, everything)
+    # 7/8 of 16 above the lowest, 7/8 of that above the second.
+    assert [len(level) for level in levels(units)] == [2, 2, 12]
+
+
+def test_unit_that_goes_down_remembers_where_it_came_in() -> None:
+    units = filled(3)
+    come_back(units, range(3))
+    units.wanted = 100
+    units.victims(1, everything)
+    assert levels(units)[0] == [0, 1, 2]
+    come_back(units, [0])
+    assert levels(units)[2] == [0]
+
+
+def test_lowest_level_grows_and_shrinks() -> None:
+    units = filled(8)
+    come_back(units, range(8))
+    assert units.wanted == 8
+    come_back(units, [0, 1])
+    assert units.wanted == 8 - 2 * WEIGHT
+    come_back(units, range(8))
+    assert units.wanted == 0
+
+
+def test_lowest_level_never_wants_more_than_all() -> None:
+    units = filled(64, room=16)
+    for first in range(0, 64, 8):
+        come_back(units, range(first, first + 8))
+    assert units.wanted == 14
+    units.set_room(8)
+    assert units.wanted == 7
+
+
+# -- what cannot be evicted ----------------------------------------------------------------
 
 
 def test_what_is_passed_over_goes_to_the_young_end() -> None:
-    units = filled(200)
+    units = filled(200, room=300)
     assert units.victims(1, lambda index: index >= 100) == []
     assert units.victims(1, lambda index: index >= 100) == [100]
 
@@ -73,104 +149,324 @@ def test_what_is_passed_over_goes_to_the_young_end() -> None:
 def test_nothing_is_moved_if_something_is_found() -> None:
     units = filled(10)
     assert units.victims(1, lambda index: index == 5) == [5]
-    assert list(units.inactive) == list(range(10))
+    assert levels(units)[0] == list(range(10))
 
 
 def test_no_more_are_looked_at_than_said() -> None:
-    looked = []
-    units = filled(1000)
+    looked: list[int] = []
+    units = filled(1000, room=1000)
     units.victims(10, lambda index: looked.append(index) or len(looked) > 20, look_at=50)
     assert len(looked) <= 60
 
 
+def test_search_goes_on_in_the_next_level() -> None:
+    units = filled(8)
+    come_back(units, [3])
+    assert units.victims(2, lambda index: index == 3) == [3]
+
+
 def test_search_of_everything_finds_the_one() -> None:
-    """A thousand pinned units and one that is not, anywhere, also among the active ones."""
-    units = filled(1000)
-    evict(units, 0)
-    assert units.add(0)
+    """A thousand pinned units and one that is not, anywhere, also in an upper level."""
+    units = filled(1000, room=1000)
+    come_back(units, [0])
     for the_one in (0, 1, 500, 999):
         assert units.victims(1, lambda index, it=the_one: index == it, look_at=None) == [the_one]
     assert units.victims(1, lambda index: False, look_at=None) == []
-    assert list(units.inactive) == list(range(1, 1000))
+    assert levels(units)[0] == list(range(1, 1000))
+
+
+def test_one_pinned_unit_does_not_make_each_search_longer() -> None:
+    """What was evicted behind it is not looked at again and again."""
+    units = filled(4000, room=4000, pages=100_000)
+    for new in range(4000, 12_000):
+        assert units.victims(1, bool) == [new - 3999]
+        units.remove(new - 3999, ghost=True)
+        units.add(new)
+        lowest = units.levels[0]
+        between = sum(
+            not lowest.counts(units.words, at) for at in range(lowest.head, lowest.head + 5)
+        )
+        assert between <= 1
+
+
+@pytest.mark.parametrize("ghost", [False, True])
+def test_memory_is_bounded_however_often_units_come_and_go(ghost: bool) -> None:
+    units = filled(100, pages=SPARSE)
+    for turn in range(3000):
+        units.remove(turn % 100, ghost=ghost)
+        units.add(turn % 100)
+    for queue in (*units.levels, units.ghosts):
+        assert len(queue.entries) < 500
+    for index in range(1000, 5000):
+        units.add(index)
+        units.remove(index, ghost=ghost)
+    assert len(units.words) <= len(units) + len(ghosts(units))
+
+
+# -- shapes --------------------------------------------------------------------------------
+
+
+def test_words_are_in_a_dict_if_few_units_fit() -> None:
+    assert isinstance(WorkingSet(1 << 32, 1000).words, dict)
+    assert isinstance(WorkingSet(SPARSE).words, dict)
+    assert not isinstance(WorkingSet(SPARSE, SPARSE // 4).words, dict)
+
+
+@pytest.mark.parametrize(("pages", "more"), [(10, 20), (SPARSE, 1 << 33)])
+def test_mapping_that_grows(pages: int, more: int) -> None:
+    units = WorkingSet(pages, 5)
+    units.add_many([1, 2])
+    units.remove(1, ghost=True)
+    units.grow(more)
+    assert more - 1 not in units
+    assert not units.add(more - 1)
+    assert units.add(1)
+    assert list(units) == [2, more - 1, 1]
+
+
+# -- a model -------------------------------------------------------------------------------
 
 
 class Model:
     """What the docstring of the module says, with lists."""
 
-    def __init__(self, max_ghosts: int) -> None:
-        self.inactive: list[int] = []
-        self.active: list[int] = []
+    def __init__(self, room: int) -> None:
+        self.levels: list[list[int]] = [[] for _ in range(LEVELS)]
+        self.came_in: dict[int, int] = {}
         self.ghosts: list[int] = []
-        self.max_ghosts = max_ghosts
+        self.room = room
+        self.max_ghosts = -(-room * GHOSTS[0] // GHOSTS[1])
+        self.wanted = 0
 
     def add(self, index: int) -> bool:
-        if index in self.ghosts:
+        refault = index in self.ghosts
+        if refault:
             self.ghosts.remove(index)
-            self.active.append(index)
-            return True
-        self.inactive.append(index)
-        return False
+            before = self.came_in[index]
+            self.wanted = max(0, self.wanted - WEIGHT) if before else self.wanted + 1
+            self.wanted = min(self.wanted, self.room * SHARE[0] // SHARE[1])
+        level = min(self.came_in[index] + 1, LEVELS - 1) if refault else 0
+        self.came_in[index] = level
+        self.levels[level].append(index)
+        return refault
 
     def remove(self, index: int, ghost: bool) -> None:
-        (self.inactive if index in self.inactive else self.active).remove(index)
-        if ghost:
-            self.ghosts = [*self.ghosts, index]
-            if len(self.ghosts) > self.max_ghosts:
-                self.ghosts.pop(0)
+        for level in self.levels:
+            if index in level:
+                level.remove(index)
+                if ghost:
+                    self.ghosts.append(index)
+        while len(self.ghosts) > self.max_ghosts:
+            self.ghosts.pop(0)
 
     def victims(self, count: int, usable: set[int], look_at: int | None) -> list[int]:
-        while self.active and 4 * len(self.inactive) < len(self.inactive) + len(self.active):
-            self.inactive.append(self.active.pop(0))
-        if look_at is None:
-            return [i for i in self.inactive + self.active if i in usable][:count]
+        total = sum(map(len, self.levels))
+        most = total * SHARE[0] // SHARE[1]
+        limits = [max(0, most - self.wanted)]
+        for _ in range(LEVELS - 2):
+            limits.append(limits[-1] * SHARE[0] // SHARE[1])
+        for number in range(LEVELS - 1, 0, -1):
+            while sum(map(len, self.levels[number:])) > limits[number - 1] and self.levels[number]:
+                self.levels[number - 1].append(self.levels[number].pop(0))
         found: list[int] = []
         passed: list[int] = []
-        for index in self.inactive:
+        for index in [index for level in self.levels for index in level]:
             if len(found) == count or len(passed) == look_at:
                 break
             (found if index in usable else passed).append(index)
-        if not found:
-            self.inactive = [i for i in self.inactive if i not in passed] + passed
+        if not found and look_at is not None:
+            self.levels = [
+                [i for i in level if i not in passed] + [i for i in passed if i in level]
+                for level in self.levels
+            ]
         return found
 
 
 UNITS = st.integers(0, 11)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.integers(0, 6),
-    st.lists(
-        st.one_of(
-            st.tuples(st.just("add"), UNITS),
-            st.tuples(st.sampled_from(["evict", "drop"]), UNITS),
-            st.tuples(
-                st.just("victims"),
-                st.integers(1, 4),
-                st.sets(UNITS),
-                st.one_of(st.none(), st.integers(1, 4)),
-            ),
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.lists(UNITS, max_size=5)),
+        st.tuples(st.sampled_from(["evict", "drop"]), st.lists(UNITS, max_size=5)),
+        st.tuples(
+            st.sampled_from(["victims", "evict victims"]),
+            st.integers(1, 4),
+            st.sets(UNITS),
+            st.one_of(st.none(), st.integers(1, 4)),
         ),
-        max_size=60,
     ),
+    max_size=60,
 )
-def test_model(max_ghosts: int, steps: list[tuple]) -> None:
-    units, model = WorkingSet(max_ghosts), Model(max_ghosts)
+
+
+@pytest.mark.parametrize("pages", [12, SPARSE])
+@pytest.mark.parametrize("spare", [0, 64])
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 8), STEPS, st.booleans())
+def test_model(pages: int, spare: int, room: int, steps: list[tuple], many: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("refault.memory.unitqueue.SPARE", spare)
+        play(WorkingSet(pages, room), Model(room), steps, many)
+
+
+def play(units: WorkingSet, model: Model, steps: list[tuple], many: bool) -> None:
+    def remove(indexes: list[int], ghost: bool) -> None:
+        if many:
+            units.remove_many(indexes, ghost=ghost)
+        else:
+            for index in indexes:
+                units.remove(index, ghost=ghost)
+        for index in indexes:
+            model.remove(index, ghost)
+
     for what, *rest in steps:
-        if what == "add" and rest[0] not in units:
-            assert units.add(rest[0]) == model.add(rest[0])
-        elif what in ("evict", "drop") and rest[0] in units:
-            units.remove(rest[0], ghost=what == "evict")
-            model.remove(rest[0], ghost=what == "evict")
-        elif what == "victims":
+        if what == "add":
+            new = [index for index in dict.fromkeys(rest[0]) if index not in units]
+            expected = [model.add(index) for index in new]
+            if many:
+                assert units.add_many(rest[0]) == sum(expected)
+            else:
+                assert [units.add(index) for index in new] == expected
+        elif what in ("evict", "drop"):
+            remove(rest[0], what == "evict")
+        else:
             count, usable, look_at = rest
-            assert units.victims(count, usable.__contains__, look_at=look_at) == model.victims(
-                count, usable, look_at
-            )
-        assert list(units.inactive) == model.inactive
-        assert list(units.active) == model.active
-        assert list(units.ghosts) == model.ghosts
-        assert list(units) == model.inactive + model.active
-        assert len(units) == len(list(units))
-        assert len(units.ghosts) <= max_ghosts
-        assert not set(units.ghosts) & set(units)
+            chosen = units.victims(count, usable.__contains__, look_at=look_at)
+            assert chosen == model.victims(count, usable, look_at)
+            assert len(chosen) <= count
+            assert all(index in units and index in usable for index in chosen)
+            assert chosen or look_at is not None or not usable & set(units)
+            if what == "evict victims":
+                remove(chosen[::-1], True)
+        assert levels(units) == model.levels
+        assert ghosts(units) == model.ghosts
+        assert units.wanted == model.wanted
+        inside = [index for level in model.levels for index in level]
+        assert list(units) == inside
+        assert len(units) == len(inside) == len(set(inside))
+        assert [index for index in range(12) if index in units] == sorted(inside)
+        assert len(ghosts(units)) <= model.max_ghosts
+
+
+def rebuilt(units: WorkingSet, room: int) -> WorkingSet:
+    """The same state without the entries that do not count."""
+    other = WorkingSet(12, room)
+    other.wanted = units.wanted
+    for old, new in zip((*units.levels, units.ghosts), (*other.levels, other.ghosts), strict=True):
+        for index in old.units(units.words):
+            other.words[index] = units.words[index] & KIND
+            new.push(other.words, index)
+            new.live += 1
+    return other
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 8), STEPS, STEPS)
+def test_equal_states_go_on_equally(room: int, before: list[tuple], after: list[tuple]) -> None:
+    """What is not in `state` decides nothing: the explorer relies on it."""
+    units, model = WorkingSet(12, room), Model(room)
+    play(units, model, before, True)
+    other = rebuilt(units, room)
+    assert other.state() == units.state()
+    play(units, copy.deepcopy(model), after, True)
+    play(other, model, after, False)
+    assert other.state() == units.state()
+
+
+# -- quality -------------------------------------------------------------------------------
+
+
+def misses(touches: list[int], resident: int, batch: int = 1, tail: int | None = None) -> float:
+    """The share that misses of the last `tail` touches; None: of the second half."""
+    units = WorkingSet(max(touches) + 1, resident)
+    missed = []
+    for index in touches:
+        missed.append(index not in units)
+        if missed[-1]:
+            if len(units) >= resident:
+                units.remove_many(sorted(units.victims(batch, everything)), ghost=True)
+            units.add(index)
+    counted = missed[-(tail or len(missed) // 2) :]
+    return sum(counted) / len(counted)
+
+
+def fifo_misses(touches: list[int], resident: int, tail: int | None = None) -> float:
+    present: set[int] = set()
+    order: deque[int] = deque()
+    missed = []
+    for index in touches:
+        missed.append(index not in present)
+        if missed[-1]:
+            if len(present) >= resident:
+                present.remove(order.popleft())
+            present.add(index)
+            order.append(index)
+    counted = missed[-(tail or len(missed) // 2) :]
+    return sum(counted) / len(counted)
+
+
+def zipf(units: int, count: int, seed: int) -> list[int]:
+    places = list(range(units))
+    random.Random(seed).shuffle(places)
+    weights = [(rank + 1) ** -0.99 for rank in range(units)]
+    return random.Random(seed).choices(places, weights, k=count)
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_zipf(batch: int) -> None:
+    touches = zipf(4096, 80_000, 1)
+    assert fifo_misses(touches, 1024) >= 1.25 * misses(touches, 1024, batch)
+
+
+def test_zipf_whose_popular_units_become_others() -> None:
+    touches = zipf(4096, 40_000, 1) + zipf(4096, 40_000, 2)
+    assert fifo_misses(touches, 1024) >= 1.1 * misses(touches, 1024)
+
+
+def test_scan_does_not_drive_out_what_is_used() -> None:
+    chance = random.Random(1)
+    touches = []
+    for at in range(40_000):
+        touches += [chance.randrange(512), 512 + at % 3584]
+    # The scan always misses: half of all.
+    assert misses(touches, 1024) < 0.51
+    assert fifo_misses(touches, 1024) > 0.65
+
+
+def test_uniform_touches_miss_no_more() -> None:
+    chance = random.Random(1)
+    touches = [chance.randrange(4096) for _ in range(40_000)]
+    assert misses(touches, 1024) < 1.02 * fifo_misses(touches, 1024)
+
+
+def test_what_is_used_no_more_makes_room() -> None:
+    """A hot set that has moved, with one touch in ten anywhere: the new one is in at the end."""
+    chance = random.Random(1)
+
+    def touches(start: int, count: int) -> list[int]:
+        return [
+            start + chance.randrange(682) if chance.random() < 0.9 else chance.randrange(4096)
+            for _ in range(count)
+        ]
+
+    first, second = touches(0, 40_000), touches(2048, 20_000)
+    late = [*first, *second]
+    assert misses(late, 1024, tail=5000) < 0.8 * fifo_misses(late, 1024, tail=5000)
+
+
+def test_quicksort() -> None:
+    """Where frequency means nothing, not much is lost against FIFO, which is the best there."""
+    chance = random.Random(1)
+    touches: list[int] = []
+    parts = [(0, 4096)]
+    while parts:
+        first, last = parts.pop()
+        if last - first < 3:
+            touches += range(first, last)
+            continue
+        middle = first + int((last - first) * chance.uniform(0.35, 0.65))
+        middle = min(max(middle, first + 1), last - 1)
+        up, down = range(first, middle), range(last - 1, middle - 1, -1)
+        touches += [at for pair in itertools.zip_longest(up, down) for at in pair if at is not None]
+        parts += [(middle, last), (first, middle)]
+    ours = misses(touches, 1024, tail=len(touches))
+    assert ours < 1.2 * fifo_misses(touches, 1024, tail=len(touches))

@@ -105,10 +105,21 @@ def test_schedules_are_as_short(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(fine.schedule) == len(coarse.schedule)
 
 
-def test_pins_are_told_apart() -> None:
+def test_what_decides_nothing() -> None:
     one, two = World(SCENARIOS["swap"]), World(SCENARIOS["swap"])
+    assert two.mapping.budget.limit is not None
+    two.mapping.working_set.add_many((0, 1))
+    two.mapping.working_set.remove_many((0, 1), ghost=False)
     assert fingerprint.fingerprint(one) == fingerprint.fingerprint(two)
     two.mapping.pins[0] = 1
+    assert fingerprint.fingerprint(one) != fingerprint.fingerprint(two)
+
+
+def test_history_of_a_unit_counts() -> None:
+    one, two = World(SCENARIOS["swap"]), World(SCENARIOS["swap"])
+    for world, ghost in ((one, False), (two, True)):
+        world.mapping.working_set.add(0)
+        world.mapping.working_set.remove(0, ghost=ghost)
     assert fingerprint.fingerprint(one) != fingerprint.fingerprint(two)
 
 

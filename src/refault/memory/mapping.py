@@ -182,7 +182,7 @@ class Mapping:
         self.protection: Protection | None = None
         self.reclaiming = False
         limit = budget.limit if budget.limit is not None else None
-        self.working_set = WorkingSet(self.pages if limit is None else limit // page_size)
+        self.working_set = WorkingSet(self.pages, None if limit is None else limit // page_size)
         self.file_windows = False
         self.readahead = Readahead(page_size, limit) if readahead else None
         self._queues: dict[int, WaitQueue] = {}
@@ -205,6 +205,7 @@ class Mapping:
         old, self.flags = self.flags, self.make_flags(pages)
         self.flags[: self.pages] = old
         self.pages = pages
+        self.working_set.grow(pages)
 
     @staticmethod
     def make_flags(pages: int) -> bytearray | memoryview:
@@ -214,7 +215,7 @@ class Mapping:
     def budget_changed(self) -> None:
         """The limit of the budget is another one: so are the windows that follow from it."""
         limit = self.budget.limit
-        self.working_set.max_ghosts = self.pages if limit is None else limit // self.page_size
+        self.working_set.set_room(self.pages if limit is None else limit // self.page_size)
         if self.readahead is not None:
             self.readahead = Readahead(self.page_size, limit, file_windows=self.file_windows)
 
@@ -280,10 +281,7 @@ class Mapping:
 
     def entered(self, indexes: Sequence[int]) -> None:
         """Units have come in by another way than `set_uptodate`; their states say so already."""
-        add, refaults = self.working_set.add, 0
-        for index in indexes:
-            refaults += add(index)
-        self.counters.refaults += refaults
+        self.counters.refaults += self.working_set.add_many(indexes)
 
     def set_dirty(self, index: int) -> None:
         """The unit is about to be changed: what store or swap hold is old from now on."""
@@ -343,7 +341,7 @@ class Mapping:
 
     def drop(self, indexes: Sequence[int], *, ghost: bool) -> None:
         """The memory of units was given back; only store or swap have their content now."""
-        flags, remove = self.flags, self.working_set.remove
+        flags = self.flags
         kept = ~(PG_UPTODATE | PG_AHEAD | PG_READAHEAD)
         wasted = False
         for index in indexes:
@@ -352,7 +350,7 @@ class Mapping:
                 raise AssertionError(f"unit {index} of {self.name} dropped while it is dirty")
             wasted = wasted or bool(state & PG_AHEAD)
             flags[index] = state & kept
-            remove(index, ghost=ghost)
+        self.working_set.remove_many(indexes, ghost=ghost)
         if wasted and self.readahead is not None:
             self.readahead.wasted()
         if ghost:

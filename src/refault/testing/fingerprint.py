@@ -66,14 +66,13 @@ def fingerprint(world: World) -> int:
     """
     mapping, machine, protection = world.mapping, world.machine, world.protection
     limited = mapping.budget.limit is not None
-    order = mapping.working_set
     values = _Values(world)
     queues = queue_names(world)
     ready = set(world.ready)
     return hash(
         (
             bytes(mapping.flags),
-            (tuple(order.inactive), tuple(order.active), tuple(order.ghosts)) if limited else None,
+            mapping.working_set.state() if limited else None,
             values.truth,
             values.contents(),
             tuple(tuple(sorted(machine.tables[vma].items())) for vma in world.vmas),
