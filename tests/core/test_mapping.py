@@ -252,7 +252,7 @@ def test_last_unpin_wakes_who_waits_for_room() -> None:
 def test_states_have_names() -> None:
     assert page_flag_names(0) == "absent"
     assert page_flag_names(PG_UPTODATE | PG_DIRTY) == "uptodate|dirty"
-    assert len(page_flag_names(0xFF).split("|")) == 7
+    assert len(page_flag_names(0xFF).split("|")) == 8
 
 
 def test_readahead_is_optional() -> None:

@@ -7,7 +7,14 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refault.memory.readahead import INITIAL_BYTES, MAX_BYTES, STREAMS, Readahead, Window
+from refault.memory.readahead import (
+    BEGINNINGS,
+    INITIAL_BYTES,
+    MAX_BYTES,
+    STREAMS,
+    Readahead,
+    Window,
+)
 
 PAGE = 64 << 10
 INITIAL = INITIAL_BYTES // PAGE
@@ -98,18 +105,27 @@ def test_sequence_goes_on_after_a_look_elsewhere() -> None:
     assert len(walk(ahead, [window.first])) == 1
 
 
-def test_sequence_is_forgotten_when_many_others_have_come() -> None:
+def test_touches_in_no_order_end_no_sequence() -> None:
     ahead = Readahead(PAGE, None)
     (window,) = walk(ahead, [0, 1, 2])
-    assert walk(ahead, range(5000, 5000 + 100 * STREAMS, 100)) == []
+    assert walk(ahead, range(5000, 90_000, 100)) == []
+    assert len(walk(ahead, [window.first])) == 1
+
+
+def test_sequence_is_forgotten_when_many_others_were_followed() -> None:
+    ahead = Readahead(PAGE, None)
+    (window,) = walk(ahead, [0, 1, 2])
+    for start in range(5000, 5000 + 100 * (STREAMS - BEGINNINGS), 100):
+        assert len(walk(ahead, range(start, start + 3))) == 1
     assert ahead.window(window.first) is None
 
 
-def test_stream_in_the_place_of_an_old_one_is_new() -> None:
-    """The window of the old one, and its way, must not count for it."""
+def test_beginning_in_the_place_of_an_old_one_is_new() -> None:
+    """The way of the old one must not count for it."""
     ahead = Readahead(PAGE, None)
-    reader(ahead, 0, 200)
-    for start in range(5000, 5000 + 100 * STREAMS, 100):
+    for start in range(0, 100 * BEGINNINGS, 100):
+        assert walk(ahead, [start + 1, start]) == []
+    for start in range(5000, 5000 + 100 * BEGINNINGS, 100):
         assert walk(ahead, [start]) == []
     assert walk(ahead, [5001]) == []
     assert walk(ahead, [5002]) == [(5003, 5003 + INITIAL, 1)]

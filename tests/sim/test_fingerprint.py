@@ -19,7 +19,7 @@ IN_FINGERPRINT = {
         "_queues",
         # Never changes.
         "name", "number", "page_shift", "page_size", "pages", "private", "size", "writable",
-        "readahead",
+        "readahead", "file_windows",
         # Follows from what is there: `flags`, `World.vmas`, `World.protection`.
         "dirty", "vmas", "protection",
         # Decides nothing.

@@ -1,7 +1,7 @@
 """The agent: a native thread of this process that changes mappings when the pager asks for it.
 
-What it does and why stands in ``native/agent.c`` and in `refault.pager.windows`.  It is started with
-the first region that can use it, and only if there is a native library.
+What it does and why stands in ``native/agent.c`` and in `refault.pager.windows`.  It is started
+with the first region that can use it, and only if there is a native library.
 """
 
 from __future__ import annotations

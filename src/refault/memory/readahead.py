@@ -8,8 +8,10 @@ the reader comes to first: it is read but not mapped, so that touching it is see
 
 What is different from the kernel's: a mapping has several readers, and some go backwards.  A
 sort reads from both ends of its array at once, and a matrix product from two places.  So there
-are several *streams*, each with its own window.  A fault that belongs to none of them begins one,
-in the place of the one that began longest ago.
+are several *streams*, each with its own window.  A fault that belongs to none of them is the
+beginning of one, in the place of the oldest beginning.  With its third touch it is a stream, in
+the place of the one that was not used for longest.  So touches in no order, however many, end no
+stream.
 
 A window that was read in vain, because its units were evicted before anybody touched
 them, was too large for the memory there is: the bound is halved, and doubles again with each
@@ -25,13 +27,15 @@ from __future__ import annotations
 from array import array
 from typing import NamedTuple
 
-__all__ = ["MAX_BYTES", "STREAMS", "Readahead", "Window"]
+__all__ = ["BEGINNINGS", "MAX_BYTES", "STREAMS", "Readahead", "Window"]
 
 INITIAL_BYTES = 256 << 10
 MAX_BYTES = 2 << 20
 FILE_WINDOW_BYTES = 128 << 20
 """The largest window if it need not be read, because the file itself can be mapped there."""
-STREAMS = 8
+BEGINNINGS = 8
+STREAMS = 16
+"""Beginnings included: they are the first ones."""
 
 _NEXT = 3 * STREAMS
 _NOWHERE = -4
@@ -66,7 +70,7 @@ class Readahead:
         Units of the largest window; 0: nothing is read ahead.
     """
 
-    __slots__ = ("bound", "heads", "initial", "largest", "size", "start", "way")
+    __slots__ = ("bound", "heads", "initial", "largest", "size", "start", "used", "uses", "way")
 
     def __init__(self, page_size: int, budget: int | None, *, file_windows: bool = False) -> None:
         most = FILE_WINDOW_BYTES if file_windows else MAX_BYTES
@@ -79,21 +83,24 @@ class Readahead:
         self.way = [0] * STREAMS
         self.start = [0] * STREAMS
         self.size = [0] * STREAMS
+        # When it was used, in uses of all.
+        self.used = [0] * STREAMS
+        self.uses = 0
 
     def window(self, index: int) -> Window | None:
         """Note a fault at `index`; what to begin to read, if anything."""
         heads = self.heads
-        for stream in range(STREAMS):
+        for stream in reversed(range(STREAMS)):
             if heads[3 * stream] <= index <= heads[3 * stream + 1]:
                 return self._follow(stream, index)
         stream = heads[_NEXT]
-        heads[_NEXT] = (stream + 1) % STREAMS
+        heads[_NEXT] = (stream + 1) % BEGINNINGS
         self._begin(stream, index)
         return None
 
     def shorten(self, window: Window, last: int) -> None:
         """Only ``[window.first, last)`` of a window that goes up is begun."""
-        for stream in range(STREAMS):
+        for stream in range(BEGINNINGS, STREAMS):
             if (self.start[stream], self.way[stream]) == (window.first, 1):
                 self.size[stream] = last - window.first
                 self._expect(stream, self.heads[3 * stream], last)
@@ -105,6 +112,12 @@ class Readahead:
     def _begin(self, stream: int, index: int) -> None:
         self._expect(stream, index - 1, index + 1)
         self.heads[3 * stream + 2] = 1
+
+    def _end(self, stream: int) -> None:
+        """Nothing belongs to the stream any more."""
+        self._expect(stream, _NOWHERE, _NOWHERE)
+        self.heads[3 * stream + 2] = 1
+        self.used[stream] = 0
 
     def _expect(self, stream: int, one: int, other: int) -> None:
         """Faults between these two belong to the stream."""
@@ -126,6 +139,9 @@ class Readahead:
             if not self.largest:
                 self._begin(stream, index)
                 return None
+            self._end(stream)
+            stream = min(range(BEGINNINGS, STREAMS), key=self.used.__getitem__)
+            self.way[stream] = way
             return self._open(stream, index, index + way, self.initial)
         if (index - start) * way < 0:
             return None  # in the window before, on the way to the marker
@@ -139,8 +155,11 @@ class Readahead:
         if way < 0:
             size = min(size, start + 1)
             if size <= 0:
-                self._begin(stream, near)
+                self._end(stream)
                 return None
+        self.uses += 1
+        self.used[stream] = self.uses
+        self.heads[3 * stream + 2] = 0
         self.start[stream], self.size[stream] = start, size
         end = start + size * way
         self._expect(stream, near, end)

@@ -44,7 +44,7 @@ struct uffdio_continue {
 #define RWF_NOWAIT 8
 #endif
 
-enum { PAGE = 4096, STREAMS = 8, MESSAGES = 64, EVENTS = 64, OUTCOMES = 32 };
+enum { PAGE = 4096, BEGINNINGS = 8, STREAMS = 16, MESSAGES = 64, EVENTS = 64, OUTCOMES = 32 };
 enum { CONTINUE_WP = 2, COPY_WP = 2, WRITE = 1, WP = 2 };
 enum { COPY_TRIES = 64 };
 static const int64_t SOURCE_MOST = 32 << 20;
@@ -283,7 +283,7 @@ static int follows(int64_t *heads, int64_t index)
 static void begin_stream(int64_t *heads, int64_t index)
 {
     int64_t stream = heads[3 * STREAMS];
-    heads[3 * STREAMS] = (stream + 1) % STREAMS;
+    heads[3 * STREAMS] = (stream + 1) % BEGINNINGS;
     heads[3 * stream] = index - 1;
     heads[3 * stream + 1] = index + 1;
     heads[3 * stream + 2] = 1;

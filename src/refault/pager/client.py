@@ -183,7 +183,7 @@ class Client:
             self.on_message(*message)
 
     def read_early(self) -> None:
-        """Somebody waits for messages to be read, and we for him: read them, and serve them later."""
+        """Somebody waits for messages to be read, and we for him: read now, serve later."""
         assert self.uffd is not None
         messages = self.uffd.read_messages(self.messages)
         if messages and not self.early:
@@ -290,13 +290,14 @@ class Client:
         Where the file itself can be mapped, only the window's marker is read.
         """
         first, last, way = window
-        if vma.mapping.file_windows and way > 0:
+        ahead = vma.mapping.readahead
+        if vma.mapping.file_windows and way > 0 and ahead is not None:
             windows = self.windows.get(vma)
             if windows is not None and windows.open(first + 1, last):
                 last = first + 1
             elif (most := first + max(1, MAX_BYTES // vma.mapping.page_size)) < last:
                 last = most
-                vma.mapping.readahead.shorten(window, last)
+                ahead.shorten(window, last)
         task = PagerTask(self.pager.loop.scheduler, "readahead")
 
         def work() -> Waits[None]:
