@@ -82,7 +82,7 @@ static void run_ahead(struct agent *agent, struct command *c)
 
 static int restore(struct command *c, int memory, int uffd)
 {
-    void *prepared = mmap(NULL, c->length, PROT_READ, MAP_SHARED, memory, c->offset);
+    void *prepared = mmap(NULL, c->length, PROT_READ, MAP_SHARED | MAP_NORESERVE, memory, c->offset);
     if (prepared == MAP_FAILED)
         return errno;
     struct uffdio_register range = {
