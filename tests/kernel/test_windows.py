@@ -114,6 +114,16 @@ def touched_all_the_time(path: str) -> None:
     stop = threading.Event()
     wrong: list[object] = []
 
+    def around(offset: int) -> None:
+        """A word of every page around the reader, over and over."""
+        while not stop.is_set():
+            low, high = max(0, position[0] - 1_500_000), position[0] + 1_000_000
+            found = x[low + offset : high : 512]
+            bad = np.flatnonzero(found != expected[low + offset : high : 512])
+            if len(bad):
+                wrong.append((low + offset + bad * 512, found[bad]))
+                return
+
     def anywhere(seed: int) -> None:
         dice = np.random.default_rng(seed)
         while not stop.is_set():
@@ -128,11 +138,12 @@ def touched_all_the_time(path: str) -> None:
                 return
 
     position = [0]
-    threads = [threading.Thread(target=anywhere, args=(seed,)) for seed in range(4)]
+    threads = [threading.Thread(target=anywhere, args=(seed,)) for seed in range(2)]
+    threads += [threading.Thread(target=around, args=(offset,)) for offset in (3, 300)]
     for thread in threads:
         thread.start()
     windows = 0
-    for number in range(6):
+    for number in range(10):
         for start in range(0, len(x), 50_000):
             position[0] = start
             if not (x[start : start + 50_000] == expected[start : start + 50_000]).all():
