@@ -22,7 +22,15 @@ from refault.memory.wait import RESCHEDULE, Task, TaskState, Wait, WaitReason, W
 
 from .machine import Machine
 
-__all__ = ["evict_units", "reclaim", "runs", "shrink_clean", "sync_units"]
+__all__ = [
+    "drop_units",
+    "evict_units",
+    "reclaim",
+    "runs",
+    "shrink_clean",
+    "sync_units",
+    "wanted",
+]
 
 BATCH_BYTES = 4 << 20
 BATCH_UNITS = 512
@@ -62,8 +70,8 @@ def drop_units(machine: Machine, mapping: Mapping, indexes: list[int], *, ghost:
         mapping.drop(indexes, ghost=ghost)
 
 
-def shrink_clean(machine: Machine, budget: Budget) -> bool:
-    """Drop one old clean unit; False if the oldest units are all dirty or busy.
+def shrink_clean(machine: Machine, budget: Budget, count: int = 1) -> bool:
+    """Drop old clean units; False if the oldest units are all dirty or busy.
 
     Parameters
     ----------
@@ -71,6 +79,8 @@ def shrink_clean(machine: Machine, budget: Budget) -> bool:
         Carries it out.
     budget
         Which is full.
+    count
+        The most to drop.
 
     Returns
     -------
@@ -78,7 +88,7 @@ def shrink_clean(machine: Machine, budget: Budget) -> bool:
         Whether anything was dropped.
     """
     for mapping in _by_size(budget):
-        victims = mapping.working_set.victims(1, mapping.droppable)
+        victims = mapping.working_set.victims(count, mapping.droppable)
         if victims:
             drop_units(machine, mapping, victims, ghost=True)
             return True
@@ -102,7 +112,7 @@ def _choose(budget: Budget, wanted: int) -> tuple[Mapping, list[int]] | None:
     return None
 
 
-def _wanted(budget: Budget) -> int:
+def wanted(budget: Budget) -> int:
     """Bytes that are still to be freed: up to twice the low mark, but any unit must fit."""
     if budget.limit is None:
         return 0
@@ -130,8 +140,8 @@ def reclaim(machine: Machine, budget: Budget, task: Task) -> Waits[None]:
     budget.reclaiming = mine = True
     try:
         while not task.fatal_signal_pending():
-            wanted = _wanted(budget)
-            chosen = _choose(budget, wanted) if wanted > 0 else None
+            missing = wanted(budget)
+            chosen = _choose(budget, missing) if missing > 0 else None
             if chosen is None:
                 return
             mapping, victims = chosen
@@ -150,7 +160,7 @@ def reclaim(machine: Machine, budget: Budget, task: Task) -> Waits[None]:
             if budget.reclaiming and not mine:
                 return
             budget.reclaiming = mine = True
-            if _wanted(budget) <= 0:
+            if wanted(budget) <= 0:
                 return  # now, and not after others have run: they always take a little again
             yield RESCHEDULE
     finally:

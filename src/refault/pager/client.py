@@ -290,21 +290,27 @@ class Client:
         Where the file itself can be mapped, only the window's marker is read.
         """
         first, last, way = window
-        ahead = vma.mapping.readahead
-        if vma.mapping.file_windows and way > 0 and ahead is not None:
-            windows = self.windows.get(vma)
-            if windows is not None and windows.open(first + 1, last):
-                last = first + 1
-            elif (most := first + max(1, MAX_BYTES // vma.mapping.page_size)) < last:
-                last = most
-                ahead.shorten(window, last)
+        mapping = vma.mapping
+        ahead = mapping.readahead
+        windows = self.windows.get(vma) if mapping.file_windows and way > 0 else None
         task = PagerTask(self.pager.loop.scheduler, "readahead")
 
+        def read(first: int, last: int, mark: int) -> Waits[None]:
+            if not vma.detached and vma.lock.down_read_trylock():
+                yield from readahead(self.pager.machine, vma, task, first, last, mark=mark)
+                vma.lock.up_read()
+
         def work() -> Waits[None]:
-            if vma.detached or not vma.lock.down_read_trylock():
+            if windows is None:
+                yield from read(first, last, way)
                 return
-            yield from readahead(self.pager.machine, vma, task, first, last, mark=way)
-            vma.lock.up_read()
+            yield from read(first, windows.uncovered(first, first + 1), way)
+            if (yield from windows.open(first + 1, last)):
+                return
+            most = min(last, first + max(1, MAX_BYTES // mapping.page_size))
+            if most < last and ahead is not None:
+                ahead.shorten(window, most)
+            yield from read(first + 1, windows.uncovered(first + 1, most), 0)
 
         task.generator = work()
         task.scheduler.alive.add(task)
@@ -408,7 +414,7 @@ class Client:
             and not mapping.private
             and not mapping.writable
         ):
-            self.windows[vma] = Windows(vma, mapping, self.uffd, self.agent)
+            self.windows[vma] = Windows(self.pager.machine, vma, mapping, self.uffd, self.agent)
             mapping.use_file_windows(True)
 
     def unmapped(self, vma: Vma) -> Waits[None]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from refault.errors import StoreError, UsageError
-from refault.fault.reclaim import evict_units, reclaim, sync_units
+from refault.fault.reclaim import evict_units, reclaim, sync_units, wanted
 from refault.machine.linux import LinuxAddressSpace, LinuxMachine, LinuxMapping, say
 from refault.machine.server import MappingRecord
 from refault.memory.budget import Budget
@@ -115,15 +115,24 @@ class Pager:
         """Start the background reclaim of a budget, unless it runs."""
         if budget.reclaiming:
             return
+        self._give_way(budget)
+        budget.reclaiming = True
+        task = PagerTask(self.loop.scheduler, "reclaim")
+        task.generator = self._reclaim(budget, task)
+        self.loop.scheduler.alive.add(task)
+        self.loop.scheduler.ready.append(task)
+
+    def _reclaim(self, budget: Budget, task: PagerTask) -> Waits[None]:
+        yield from reclaim(self.machine, budget, task)
+        if wanted(budget) > 0:
+            # There is nothing to evict.
+            self._give_way(budget, newest=True)
+
+    def _give_way(self, budget: Budget, *, newest: bool = False) -> None:
         for mapping in budget.mappings:
             assert isinstance(mapping, LinuxMapping)
             for windows in mapping.windows:
-                windows.give_way()
-        budget.reclaiming = True
-        task = PagerTask(self.loop.scheduler, "reclaim")
-        task.generator = reclaim(self.machine, budget, task)
-        self.loop.scheduler.alive.add(task)
-        self.loop.scheduler.ready.append(task)
+                windows.give_way(newest=newest)
 
     # -- waiting for threads --------------------------------------------------
 

@@ -40,6 +40,9 @@
 # (`Userfaultfd.on_again`).
 #
 # The oldest window goes first: what was read once, in order, is the least likely to be read again.
+# Windows take what is free; a stream may also evict units for two of them, the one that is
+# read and the next.  What was in memory under a window goes when it is there: it would be
+# charged twice, and be in the way of the stream when the file is read again.
 
 from __future__ import annotations
 
@@ -49,10 +52,20 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
-from refault.machine.linux import LinuxMapping, say
+from refault.errors import KernelError
+from refault.fault.reclaim import drop_units, shrink_clean
+from refault.machine.linux import LinuxMachine, LinuxMapping, say
 from refault.machine.uffd import RangeGone, Userfaultfd
+from refault.memory.page import PG_AHEAD, PG_UPTODATE
 from refault.memory.vma import Vma
-from refault.memory.wait import TaskState, Wait, WaitQueue, WaitReason, Waits
+from refault.memory.wait import (
+    RESCHEDULE,
+    TaskState,
+    Wait,
+    WaitQueue,
+    WaitReason,
+    Waits,
+)
 from refault.stores.file import FileStore
 
 from .loop import Loop
@@ -62,9 +75,15 @@ __all__ = ["AgentSocket", "Window", "Windows"]
 SMALLEST_BYTES = 3 << 20
 """Below that, to map costs as much as to copy."""
 
+PIECE_BYTES = 1 << 20
+"""Room is made in pieces: in between, others run."""
+
+SPARED = 16
+"""How often the newest window is spared when memory is short; then nobody reads it any more."""
+
 _COMMAND = struct.Struct("=qQQQ")
 _ANSWER = struct.Struct("=i")
-_OVERLAY, _RESTORE = 1, 2
+_NOTHING, _OVERLAY, _RESTORE = 0, 1, 2
 
 
 class AgentSocket:
@@ -129,9 +148,31 @@ class AgentSocket:
 
 
 class Window:
-    """One overlaid range: units ``[first, last)``, at addresses ``[start, start + length)``."""
+    """One overlaid range: units ``[first, last)``, at addresses ``[start, start + length)``.
 
-    __slots__ = ("charge", "first", "last", "leaving", "length", "mapped", "start")
+    Attributes
+    ----------
+    mapped
+        The agent has put it there.
+    leaving
+        It is to be given back, or being given back.
+    error
+        Why the last attempt to give it back failed.
+    spared
+        How often memory was short, and it stayed.
+    """
+
+    __slots__ = (
+        "charge",
+        "error",
+        "first",
+        "last",
+        "leaving",
+        "length",
+        "mapped",
+        "spared",
+        "start",
+    )
 
     def __init__(self, first: int, last: int, start: int, length: int, charge: int) -> None:
         self.first = first
@@ -141,6 +182,8 @@ class Window:
         self.charge = charge
         self.mapped = False
         self.leaving = False
+        self.error = 0
+        self.spared = 0
 
 
 class Windows:
@@ -148,6 +191,8 @@ class Windows:
 
     Parameters
     ----------
+    machine
+        Drops units.
     vma, mapping
         Where they lie.
     uffd
@@ -157,36 +202,69 @@ class Windows:
     """
 
     def __init__(
-        self, vma: Vma, mapping: LinuxMapping, uffd: Userfaultfd, agent: AgentSocket
+        self,
+        machine: LinuxMachine,
+        vma: Vma,
+        mapping: LinuxMapping,
+        uffd: Userfaultfd,
+        agent: AgentSocket,
     ) -> None:
+        self.machine = machine
         self.vma = vma
         self.mapping = mapping
         self.uffd = uffd
         self.agent = agent
         self.windows: list[Window] = []
         self.changed = WaitQueue()
+        self.used = False
+        self.closed = False
         mapping.windows.append(self)
 
     def close(self) -> None:
         """The vma is gone, and its windows with it."""
+        self.closed = True
         for window in list(self.windows):
             self._forget(window)
         if self in self.mapping.windows:
             self.mapping.windows.remove(self)
+        if not self.mapping.closed:
+            self.mapping.budget.wake_waiters()
 
-    def open(self, first: int, last: int) -> bool:
-        """Ask for a window over units ``[first, last)``; False if there can be none."""
+    def uncovered(self, first: int, last: int) -> int:
+        """Where the part of units ``[first, last)`` ends that begins with no window over it."""
+        for window in self.windows:
+            if window.first < last and first < window.last:
+                last = max(first, window.first)
+        return last
+
+    def fits(self, first: int, last: int) -> bool:
+        """Whether a window over units ``[first, last)`` is possible, and worth while."""
+        mapping = self.mapping
+        size = (last - first) * mapping.page_size
+        half = self._half()
+        return (
+            size >= SMALLEST_BYTES
+            and (half is None or size <= half)
+            and mapping.file_windows
+            and self.agent.alive
+            and not self.closed
+            and not self.vma.detached
+            and not any(first <= index < last for index in mapping.pins)
+        )
+
+    def open(self, first: int, last: int) -> Waits[bool]:
+        """Make room, and ask for a window over units ``[first, last)``.
+
+        Returns
+        -------
+        bool
+            False if there can be none.
+        """
         vma, mapping = self.vma, self.mapping
         last = min(last, mapping.pages, vma.index_of(vma.end - 1) + 1)
+        last = self.uncovered(first, last)
         size = (last - first) * mapping.page_size
-        if size < SMALLEST_BYTES or not mapping.file_windows or vma.detached:
-            return False
-        if any(first < other.last and other.first < last for other in self.windows):
-            return False
-        if any(first <= index < last for index in mapping.pins):
-            return False
-        self._make_room(size)
-        if mapping.budget.try_charge(size) is not None:
+        if not self.fits(first, last) or not (yield from self._charge(first, last)):
             return False
         start, end = vma.unit_range(first, last)
         window = Window(first, last, start, end - start, size)
@@ -203,42 +281,120 @@ class Windows:
         if not sent:
             mapping.budget.uncharge(size)
             return False
+        self.used = True
         self.windows.append(window)
         mapping.window_bytes += size
         return True
 
-    def give_way(self) -> None:
-        """Memory is short: give back all windows but the newest, which is being read."""
+    def give_way(self, *, newest: bool = False) -> None:
+        """Memory is short: give back all windows but the newest, which may be being read.
+
+        Parameters
+        ----------
+        newest
+            There is nothing else to be had: that one, too.
+        """
         for window in self.windows[:-1]:
             self._give_back(window)
+        for window in self.windows[-1:]:
+            window.spared += 1
+            if newest or window.spared > SPARED:
+                self._give_back(window)
 
     def give_back(self, first: int, last: int) -> Waits[None]:
-        """Give back the windows that overlap units ``[first, last)``, and wait until they are."""
+        """Give back the windows that overlap units ``[first, last)``, and wait until they are.
+
+        Raises
+        ------
+        KernelError
+            One cannot be given back.
+        """
+        for window in self.windows:
+            window.error = 0
         while True:
             overlapping = [one for one in self.windows if first < one.last and one.first < last]
             if not overlapping:
                 return
             for window in overlapping:
+                if window.error:
+                    raise KernelError(
+                        window.error,
+                        f"{self.mapping.name}: what is mapped of the file cannot be given back"
+                        f" ({os.strerror(window.error)}); close some files, or raise the limits of"
+                        " open files (ulimit -n) and of mappings (vm.max_map_count)",
+                    )
                 self._give_back(window)
             yield Wait(self.changed, TaskState.UNINTERRUPTIBLE, WaitReason.ADDRESS_SPACE)
 
     def settled(self) -> Waits[None]:
-        """Wait until no command is under way."""
-        while any(not one.mapped or one.leaving for one in self.windows) and self.agent.alive:
-            yield Wait(self.changed, TaskState.UNINTERRUPTIBLE, WaitReason.ADDRESS_SPACE)
-
-    def _make_room(self, size: int) -> None:
-        limit = self.mapping.budget.limit
-        if limit is None and self.mapping.budget.parent is not None:
-            limit = self.mapping.budget.parent.limit
-        if limit is None:
+        """Wait until the agent does nothing here any more, and does not run ahead of a reader."""
+        if not self.used:
             return
-        excess = self.mapping.window_bytes + size - limit // 2
-        for window in self.windows[:-1]:
-            if excess <= 0:
-                return
-            self._give_back(window)
-            excess -= window.charge
+        answered: list[int] = []
+
+        def done(error: int) -> None:
+            answered.append(error)
+            self.changed.wake_all()
+
+        # Answers come in order: when this one is there, all the others are.
+        if self.agent.send(_NOTHING, 0, 0, 0, [], done):
+            while not answered:
+                yield Wait(self.changed, TaskState.UNINTERRUPTIBLE, WaitReason.ADDRESS_SPACE)
+
+    def _half(self) -> int | None:
+        """What all windows of the mapping together may take."""
+        budget = self.mapping.budget
+        limits = [budget.limit, None if budget.parent is None else budget.parent.limit]
+        known = [limit for limit in limits if limit is not None]
+        return min(known) // 2 if known else None
+
+    def _charge(self, first: int, last: int) -> Waits[bool]:
+        """Charge a window, and make room for it if need be; False, and nothing charged, if not."""
+        mapping = self.mapping
+        budget = mapping.budget
+        size = (last - first) * mapping.page_size
+        piece = max(mapping.page_size, PIECE_BYTES // mapping.page_size * mapping.page_size)
+        charged = 0
+        while charged < size and self.fits(first, last) and self.uncovered(first, last) == last:
+            half = self._half()
+            if half is not None and (excess := mapping.window_bytes + size - half) > 0:
+                if not self._oldest_leave(excess):
+                    break
+                yield Wait(budget.freed, TaskState.UNINTERRUPTIBLE, WaitReason.MEMORY)
+                continue
+            step = min(piece, size - charged)
+            full = budget.try_charge(step)
+            if full is None:
+                charged += step
+            elif len(self.windows) > 1 and self._oldest_leave(step):
+                yield Wait(budget.freed, TaskState.UNINTERRUPTIBLE, WaitReason.MEMORY)
+            elif shrink_clean(self.machine, full, step // mapping.page_size):
+                yield RESCHEDULE
+            else:
+                break
+        if charged == size and self.fits(first, last) and self.uncovered(first, last) == last:
+            return True
+        if charged and not mapping.closed:
+            budget.uncharge(charged)
+        return False
+
+    def _oldest_leave(self, size: int) -> bool:
+        """Have the oldest windows go, of `size` bytes together, but not the newest.
+
+        Returns
+        -------
+        bool
+            Whether some are on their way.
+        """
+        leaving = False
+        for windows in (self, *self.mapping.windows):
+            for window in windows.windows[:-1]:
+                if size <= 0:
+                    return leaving
+                windows._give_back(window)
+                leaving = leaving or window.leaving
+                size -= window.charge
+        return leaving
 
     def _give_back(self, window: Window) -> None:
         if window.leaving:
@@ -268,6 +424,7 @@ class Windows:
             self._forget(window)
             return
         window.mapped = True
+        self._drop_under(window)
         try:
             self.uffd.wake(window.start, window.length)
         except RangeGone:
@@ -282,6 +439,7 @@ class Windows:
         if error and self.agent.alive:
             # It is there still, and charged; another one may go instead.
             window.leaving = False
+            window.error = error
             self._failed("cannot be given back", error)
             self.changed.wake_all()
             return
@@ -292,6 +450,18 @@ class Windows:
             reason = os.strerror(error) if error > 0 else "its process does not answer"
             say(f"{self.mapping.name}: a window on the file {what} ({reason}); no more are made")
         self.mapping.use_file_windows(False)
+
+    def _drop_under(self, window: Window) -> None:
+        """Drop what is in memory under a window; nobody sees it."""
+        mapping, flags = self.mapping, self.mapping.flags
+        if not any(flags[window.first : window.last]):
+            return
+        under = []
+        for index in range(window.first, window.last):
+            if flags[index] & PG_UPTODATE and mapping.droppable(index):
+                flags[index] &= ~PG_AHEAD  # nobody has read it in vain
+                under.append(index)
+        drop_units(self.machine, mapping, under, ghost=False)
 
     def _forget(self, window: Window) -> None:
         self.windows.remove(window)
