@@ -133,6 +133,16 @@ class Connection:
             self._agent = agent
             self.call(messages.Agent(), [theirs.fileno()])
 
+    def pause_agent(self) -> None:
+        """Before a fork: there is no thread, and nothing is half done."""
+        if self._agent is not None:
+            self._agent.pause()
+
+    def resume_agent(self) -> None:
+        """After a fork, in the parent."""
+        if self._agent is not None:
+            self._agent.resume()
+
     def stop_agent(self) -> None:
         """After this nothing changes our mappings but ourselves."""
         agent, self._agent = self._agent, None

@@ -45,6 +45,8 @@ class Expected(NamedTuple):
 _installed = False
 _expected: dict[int, Expected] = {}
 """By thread: several threads can fork at once."""
+_paused: dict[int, connections.Connection] = {}
+"""By thread: whose agent stands still meanwhile."""
 
 
 def install() -> None:
@@ -74,15 +76,21 @@ def _before() -> None:
         _thread.interrupt_main()
     else:
         _expected[threading.get_ident()] = Expected(ours, connection.pager)
+    _paused[threading.get_ident()] = connection
+    connection.pause_agent()
 
 
 def _after_in_parent() -> None:
     expected = _expected.pop(threading.get_ident(), None)
     if expected is not None:
         expected.control.close()
+    paused = _paused.pop(threading.get_ident(), None)
+    if paused is not None:
+        paused.resume_agent()
 
 
 def _after_in_child() -> None:
+    _paused.clear()
     memories = [memory for memory in registry.live() if memory.attached]
     for memory in memories:
         try:

@@ -330,7 +330,12 @@ class LinuxMachine:
         except Again:
             self._wake(uffd, start, end)
         except RangeGone:
-            self._wake(uffd, start, end)
+            if last - first == 1:
+                self._wake(uffd, start, end)
+                return
+            # The others may be under a window, where the file itself is mapped.
+            for index in range(first, last):
+                self.map_units(vma, index, index + 1, writable=writable, protected=protected)
 
     def _wake(self, uffd: Userfaultfd, start: int, end: int) -> None:
         try:

@@ -13,6 +13,9 @@
  * has EVENT_REMAP; the move then ends when the pager has read that event.
  *
  * All signals are blocked here: Python's handlers belong to its own threads.
+ *
+ * While the process forks there is no thread: a child must not get what is half done, and Python
+ * (3.12 and later) warns of a fork in a process that has threads.  Commands wait in the socket.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -23,6 +26,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -40,7 +44,7 @@ struct command {
 };
 
 struct agent {
-    int fd;
+    int fd, stop, running;
     pthread_t thread;
 };
 
@@ -71,10 +75,10 @@ static void run_ahead(struct agent *agent, struct command *c)
 {
     unsigned char there[PIECE / 4096];
     for (uint64_t done = 0; done < c->length; done += PIECE) {
-        struct pollfd more = {.fd = agent->fd, .events = POLLIN};
+        struct pollfd more[2] = {{agent->stop, POLLIN, 0}, {agent->fd, POLLIN, 0}};
         uint64_t left = c->length - done, length = left < PIECE ? left : PIECE;
         void *at = (void *)(uintptr_t)(c->address + done);
-        if (poll(&more, 1, 0) || mincore(at, length, there) ||
+        if (poll(more, 2, 0) || mincore(at, length, there) ||
             memchr(there, 0, (length + 4095) / 4096) || madvise(at, length, MADV_POPULATE_READ))
             return;
     }
@@ -100,7 +104,12 @@ static int restore(struct command *c, int memory, int uffd)
 static void *work(void *argument)
 {
     struct agent *agent = argument;
+    struct pollfd waits[2] = {{agent->stop, POLLIN, 0}, {agent->fd, POLLIN, 0}};
     for (;;) {
+        if (poll(waits, 2, -1) < 0 && errno != EINTR)
+            return NULL;
+        if (waits[0].revents)
+            return NULL;
         struct command command;
         union {
             char room[CMSG_SPACE(2 * sizeof(int))];
@@ -111,8 +120,8 @@ static void *work(void *argument)
                                  .msg_iovlen = 1,
                                  .msg_control = &control,
                                  .msg_controllen = sizeof control};
-        ssize_t got = recvmsg(agent->fd, &message, MSG_CMSG_CLOEXEC);
-        if (got < 0 && errno == EINTR)
+        ssize_t got = recvmsg(agent->fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+        if (got < 0 && (errno == EINTR || errno == EAGAIN))
             continue;
         if (got <= 0)
             return NULL;
@@ -122,7 +131,8 @@ static void *work(void *argument)
                 count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
                 memcpy(fds, CMSG_DATA(c), count * sizeof(int));
             }
-        int32_t answer = EINVAL;
+        /* Descriptors that this process may not have are not there. */
+        int32_t answer = message.msg_flags & MSG_CTRUNC ? EMFILE : EINVAL;
         if (got == sizeof command && command.what == OVERLAY && count == 1)
             answer = overlay(&command, fds[0]);
         else if (got == sizeof command && command.what == RESTORE && count == 2)
@@ -136,40 +146,57 @@ static void *work(void *argument)
     }
 }
 
-/* Start a thread that obeys what comes from a socket, which is its own from now on.  Null: errno. */
-void *rf_agent_start(int fd)
+/* Let the thread run; 0 or an errno. */
+int rf_agent_resume(void *handle)
 {
-    struct agent *agent = malloc(sizeof *agent);
+    struct agent *agent = handle;
     sigset_t all, before;
-    if (!agent)
-        return NULL;
-    agent->fd = fd;
+    if (agent->running)
+        return 0;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = pthread_create(&agent->thread, NULL, work, agent);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (error) {
-        free(agent);
-        errno = error;
-        return NULL;
-    }
-    return agent;
+    agent->running = error == 0;
+    return error;
 }
 
 /* End the thread, when it has done what it is at. */
-void rf_agent_stop(void *handle)
+void rf_agent_pause(void *handle)
 {
     struct agent *agent = handle;
-    shutdown(agent->fd, SHUT_RDWR);
+    if (!agent->running)
+        return;
+    eventfd_write(agent->stop, 1);
     pthread_join(agent->thread, NULL);
-    close(agent->fd);
-    free(agent);
+    agent->running = 0;
+    eventfd_t count;
+    eventfd_read(agent->stop, &count);
 }
 
-/* In a forked child: the thread is the parent's, and there is none here. */
+/* Start a thread that obeys what comes from a socket, which is its own from now on.  Null: errno. */
+void *rf_agent_start(int fd)
+{
+    struct agent *agent = calloc(1, sizeof *agent);
+    if (!agent)
+        return NULL;
+    agent->fd = fd;
+    agent->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int error = agent->stop < 0 ? errno : rf_agent_resume(agent);
+    if (!error)
+        return agent;
+    if (agent->stop >= 0)
+        close(agent->stop);
+    free(agent);
+    errno = error;
+    return NULL;
+}
+
+/* Forget it all; in a forked child the thread is the parent's, and there is none to end. */
 void rf_agent_forget(void *handle)
 {
     struct agent *agent = handle;
     close(agent->fd);
+    close(agent->stop);
     free(agent);
 }

@@ -22,9 +22,11 @@ from refault.machine.uffd import (
     FAULT_WP,
     FAULT_WRITE,
     MESSAGE_SIZE,
+    Again,
     RangeGone,
     Userfaultfd,
 )
+from refault.memory.mapping import Mapping
 from refault.memory.page import PG_READING, PG_UPTODATE
 from refault.memory.readahead import MAX_BYTES, Window
 from refault.memory.vma import Vma
@@ -43,6 +45,8 @@ __all__ = ["Client"]
 MESSAGES_AT_ONCE = 16
 AGAIN_SECONDS = 20e-6
 """For whoever changes the address space to run: it must, before the kernel takes orders again."""
+AGAIN_LATER = 0.001
+"""What cannot be given up is tried again after that long."""
 
 
 class FaultTask(PagerTask):
@@ -341,10 +345,19 @@ class Client:
             f"{end}, which cannot be had{cause}{why}; it gets SIGBUS. To get an exception "
             f"instead, call populate or pin first"
         )
-        page = task.address & ~4095
+        self.poison(mapping, task.address & ~4095)
+
+    def poison(self, mapping: Mapping, page: int) -> None:
+        """Make a page one that nobody can touch without SIGBUS."""
+        if self.gone:
+            return
+        assert self.uffd is not None
         try:
             self.uffd.poison_absent(page, 4096)
         except RangeGone:
+            pass  # the file itself is there now, or the region is gone
+        except Again:
+            self.pager.loop.call_later(AGAIN_LATER, lambda: self.poison(mapping, page))
             return
         except Error as problem:
             say(f"{mapping.name}: SIGBUS cannot be delivered ({problem}): the thread stays")
@@ -387,6 +400,8 @@ class Client:
         self.interrupts.given_up.append((mapping, index))
         try:
             self.uffd.continue_(page, 4096)
+        except (Again, RangeGone):
+            self.wake(page)  # it looks again, and finds the page there, or the file
         except Error as problem:
             say(f"{mapping.name}: cannot interrupt thread {task.key[0]}: {problem}")
 

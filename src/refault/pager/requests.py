@@ -208,9 +208,18 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
             if source.writable and not mapping.writable:
                 # What is changed from now on is in memory before it is in the file.
                 mapping.use_file_windows(False)
+                try:
+                    while any(one.windows for one in mapping.windows):
+                        for one in list(mapping.windows):
+                            yield from one.give_back(0, mapping.pages)
+                        # Somebody may have opened it for reading meanwhile, or closed it.
+                        mapping.use_file_windows(False)
+                    if mapping not in pager.references:
+                        raise StoreError(f"{name}: was closed meanwhile; open it again")
+                except BaseException:
+                    store_close(store)
+                    raise
                 mapping.writable = True
-                for windows in list(mapping.windows):
-                    yield from windows.give_back(0, mapping.pages)
                 mapping.store.adopt(os.dup(fds[0]), True)
             store_close(store)
             if size > mapping.size:
