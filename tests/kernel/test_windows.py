@@ -34,10 +34,24 @@ def numbers(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def run(code: object, *args: object, timeout: float = 100, expect: int = 0, **env: str) -> str:
+def run(
+    code: object,
+    *args: object,
+    timeout: float = 100,
+    expect: int = 0,
+    forks: bool = False,
+    **env: str,
+) -> str:
     assert callable(code)
     words = [str(one) for one in args]
-    done = run_child(code, timeout=timeout, args=words, env=ENVIRONMENT | env, expect=expect)
+    done = run_child(
+        code,
+        timeout=timeout,
+        args=words,
+        env=ENVIRONMENT | env,
+        expect=expect,
+        watchdog=not forks,
+    )
     return done.stdout + done.stderr
 
 
@@ -218,7 +232,7 @@ def test_child_reads_on(numbers: str) -> None:
         assert (x == expected).all()
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
-    run(forked, numbers)
+    run(forked, numbers, forks=True)
 
 
 def rounds(path: str) -> None:
@@ -302,12 +316,14 @@ def pins(path: str) -> None:
     expected = np.arange(1, len(x) + 1)
     assert (x == expected).all()
     region = refault.region(x)
-    before = region.statistics().more["windows"]
-    assert before
+    assert region.statistics().more["windows"]
+    low = x.__array_interface__["data"][0] + (len(x) - 500_000) * 8
     with region.pin(slice(len(x) - 500_000, len(x))):
         seen = region.statistics()
-        assert seen.more["windows"] < before, seen
         assert seen.pinned >= 500_000 * 8
+        with open("/proc/self/maps") as maps:
+            files = [line for line in maps if path in line]
+        assert all(int(line.partition("-")[0], 16) < low for line in files), files
         # Pressure from everywhere else; it stays.
         assert (x == expected).all()
         assert region.statistics().pinned == seen.pinned
@@ -339,3 +355,192 @@ def shared_budget(path: str) -> None:
 
 def test_budget_of_the_process(numbers: str) -> None:
     run(shared_budget, numbers)
+
+
+def passes(path: str) -> None:
+    """In a budget that is full of other pages, and again and again: it is windows all the time."""
+    import numpy as np
+
+    import refault
+
+    x = refault.open(path, dtype="u8", resident="32MiB")
+    region = refault.region(x)
+    expected = np.arange(1, len(x) + 1)
+    places = np.random.default_rng(5).integers(0, len(x), 3000)
+    assert (np.take(x, places, mode="clip") == expected[places]).all()
+    full = region.statistics()
+    assert full.resident > 30 << 20, full
+    address = x.__array_interface__["data"][0]
+    for number in range(1, 5):
+        assert (x == expected).all()
+        seen = region.statistics()
+        # Page units that were copied: the beginning, the end, and one for each window.
+        assert seen.readahead - full.readahead < number * 300, (number, seen)
+        with open("/proc/self/maps") as maps:
+            starts = [int(line.partition("-")[0], 16) for line in maps]
+        assert sum(address <= start < address + x.nbytes for start in starts) < 30
+    assert seen.peak_resident <= 32 << 20, seen
+    region.evict()
+    with open("/proc/self/maps") as maps:
+        starts = [int(line.partition("-")[0], 16) for line in maps]
+    # What is put back is again one mapping.
+    assert sum(address <= start < address + x.nbytes for start in starts) == 1
+
+
+def test_pass_after_pass(numbers: str) -> None:
+    run(passes, numbers)
+
+
+def pin_nearly_all(path: str) -> None:
+    """The newest window, elsewhere, goes too if there is nothing else to be had."""
+    import numpy as np
+
+    import refault
+
+    x = refault.open(path, dtype="u8", resident="32MiB")
+    region = refault.region(x)
+    quarter = len(x) // 4
+    expected = np.arange(1, len(x) + 1)
+    assert (x[:quarter] == expected[:quarter]).all()
+    assert region.statistics().more["windows"]
+    last = len(x) - 100_000
+    first = last - (31 << 20) // 8
+    with region.pin(slice(first, last)):
+        assert (x[first:last] == expected[first:last]).all()
+        assert not region.statistics().more["windows"]
+    assert region.statistics().peak_resident <= 32 << 20
+
+
+def test_newest_window_goes_if_nothing_else_can(numbers: str) -> None:
+    run(pin_nearly_all, numbers)
+
+
+def without_descriptors(path: str) -> None:
+    """What cannot be given back, because there may be no more open files, is an error."""
+    import os
+    import resource
+
+    import refault
+
+    x = refault.open(path, dtype="u8", resident="32MiB")
+    region = refault.region(x)
+    assert x.sum() == len(x) * (len(x) + 1) // 2
+    assert region.statistics().more["windows"]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open("/dev/null", os.O_RDONLY)
+    os.close(free)
+    # A request takes two, and none is left while it waits.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, limits[1]))
+    try:
+        region.evict()
+    except refault.KernelError as error:
+        assert "open files" in str(error), error
+    else:
+        raise AssertionError("windows were given back without a descriptor")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    seen = region.statistics()
+    assert seen.more["windows"], seen
+    assert seen.resident >= seen.more["window_bytes"]
+    region.evict()
+    assert not region.statistics().resident
+    assert x.sum() == len(x) * (len(x) + 1) // 2
+
+
+def test_no_descriptors(numbers: str) -> None:
+    assert "no more are made" in run(without_descriptors, numbers)
+
+
+def forks(path: str) -> None:
+    """There is no agent while the process forks, and a child inherits no window."""
+    import os
+    import threading
+
+    import numpy as np
+
+    threads: list[int] = []
+    # Called after all hooks that are registered later.
+    os.register_at_fork(before=lambda: threads.append(len(os.listdir("/proc/self/task"))))
+    import refault
+
+    x = refault.open(path, dtype="u8", resident="32MiB")
+    assert x[:2_000_000].sum()
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(2):
+        child = os.fork()
+        if not child:
+            with open("/proc/self/maps") as maps:
+                found = [line for line in maps if path in line]
+            os._exit(bool(found))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert threads == [before - 1] * 2, (threads, before)
+    assert len(os.listdir("/proc/self/task")) == before
+    # While they come and go.
+    expected = np.arange(1, len(x) + 1)
+    wrong: list[int] = []
+
+    def read() -> None:
+        for _ in range(3):
+            for start in range(0, len(x), 100_000):
+                if not (x[start : start + 100_000] == expected[start : start + 100_000]).all():
+                    wrong.append(start)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    children = []
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        while reader.is_alive() and len(children) < 40:
+            child = os.fork()
+            if not child:
+                with open("/proc/self/maps") as maps:
+                    found = [line for line in maps if path in line]
+                os._exit(bool(found) or int(x[len(x) // 2]) != len(x) // 2 + 1)
+            children.append(child)
+            reader.join(0.05)
+    reader.join()
+    assert not wrong, wrong
+    assert not any(os.waitstatus_to_exitcode(os.waitpid(one, 0)[1]) for one in children)
+    assert refault.region(x).statistics().more["windows"]
+
+
+def test_forks(numbers: str) -> None:
+    run(forks, numbers, forks=True)
+
+
+def others_write(path: str, other: str) -> None:
+    """Pages of another region are protected while windows come and go: neither waits for long."""
+    import threading
+
+    import numpy as np
+
+    import refault
+
+    x = refault.open(path, dtype="u8", resident="32MiB")
+    y = refault.open(other, "w+", dtype="u8", shape=(8 << 20) // 8, resident="2MiB")
+    expected = np.arange(1, len(x) + 1)
+    stop = threading.Event()
+    rounds = 0
+
+    def write() -> None:
+        nonlocal rounds
+        while not stop.is_set():
+            rounds += 1
+            y[:] = rounds
+            assert (y == rounds).all()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    for _ in range(6):
+        assert (x == expected).all()
+    stop.set()
+    thread.join()
+    assert rounds > 1
+    refault.region(y).flush()
+    assert (np.fromfile(other, "u8") == rounds).all()
+
+
+def test_another_region_is_written(numbers: str, tmp_path: pathlib.Path) -> None:
+    run(others_write, numbers, tmp_path / "other")

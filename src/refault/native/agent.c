@@ -6,6 +6,9 @@
  *   OVERLAY  put the pages of a file over a part of a region
  *   RESTORE  put the region's own memory back, registered with the userfaultfd as before
  *
+ * When it is not told anything it fills the page tables of the newest window, ahead of the reader.
+ * Any other command ends that, and says that it has ended.
+ *
  * Both prepare the mapping elsewhere and move it into place with one mremap, so that another thread
  * sees either the old or the new one.  For RESTORE that is a must: memory that is mapped and
  * not registered yet would give a thread that touches it a page of zeros, and put that into
@@ -46,6 +49,7 @@ struct command {
 struct agent {
     int fd, stop, running;
     pthread_t thread;
+    uint64_t ahead, ahead_end; /* what is left to run ahead over, of the newest window */
 };
 
 static int place(void *prepared, struct command *c)
@@ -68,20 +72,19 @@ static int overlay(struct command *c, int file)
     return place(prepared, c);
 }
 
-/* Run ahead of the reader, so that it finds page tables filled; until there is something else to
- * do, or pages that are not in memory: two who read the same file in order disturb the
- * kernel's readahead, and are slower than the reader alone. */
-static void run_ahead(struct agent *agent, struct command *c)
+/* Run ahead of the reader, a piece, so that it finds page tables filled; up to pages that are not in
+ * memory: two who read the same file in order disturb the kernel's readahead, and are slower than
+ * the reader alone. */
+static void run_ahead(struct agent *agent)
 {
     unsigned char there[PIECE / 4096];
-    for (uint64_t done = 0; done < c->length; done += PIECE) {
-        struct pollfd more[2] = {{agent->stop, POLLIN, 0}, {agent->fd, POLLIN, 0}};
-        uint64_t left = c->length - done, length = left < PIECE ? left : PIECE;
-        void *at = (void *)(uintptr_t)(c->address + done);
-        if (poll(more, 2, 0) || mincore(at, length, there) ||
-            memchr(there, 0, (length + 4095) / 4096) || madvise(at, length, MADV_POPULATE_READ))
-            return;
-    }
+    uint64_t left = agent->ahead_end - agent->ahead, length = left < PIECE ? left : PIECE;
+    void *at = (void *)(uintptr_t)agent->ahead;
+    if (mincore(at, length, there) || memchr(there, 0, (length + 4095) / 4096) ||
+        madvise(at, length, MADV_POPULATE_READ))
+        agent->ahead = agent->ahead_end = 0;
+    else
+        agent->ahead += length;
 }
 
 static int restore(struct command *c, int memory, int uffd)
@@ -106,8 +109,13 @@ static void *work(void *argument)
     struct agent *agent = argument;
     struct pollfd waits[2] = {{agent->stop, POLLIN, 0}, {agent->fd, POLLIN, 0}};
     for (;;) {
-        if (poll(waits, 2, -1) < 0 && errno != EINTR)
+        int ready = poll(waits, 2, agent->ahead < agent->ahead_end ? 0 : -1);
+        if (ready < 0 && errno != EINTR)
             return NULL;
+        if (ready == 0)
+            run_ahead(agent);
+        if (ready <= 0)
+            continue;
         if (waits[0].revents)
             return NULL;
         struct command command;
@@ -133,16 +141,23 @@ static void *work(void *argument)
             }
         /* Descriptors that this process may not have are not there. */
         int32_t answer = message.msg_flags & MSG_CTRUNC ? EMFILE : EINVAL;
+        if (command.what != OVERLAY &&
+            (command.what != RESTORE ||
+             (command.address < agent->ahead_end &&
+              agent->ahead < command.address + command.length)))
+            agent->ahead = agent->ahead_end = 0;
         if (got == sizeof command && command.what == OVERLAY && count == 1)
             answer = overlay(&command, fds[0]);
         else if (got == sizeof command && command.what == RESTORE && count == 2)
             answer = restore(&command, fds[0], fds[1]);
         for (int i = 0; i < count; i++)
             close(fds[i]);
+        if (command.what == OVERLAY && answer == 0) {
+            agent->ahead = command.address;
+            agent->ahead_end = command.address + command.length;
+        }
         if (send(agent->fd, &answer, sizeof answer, MSG_NOSIGNAL) < 0)
             return NULL;
-        if (command.what == OVERLAY && answer == 0)
-            run_ahead(agent, &command);
     }
 }
 

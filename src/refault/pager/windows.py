@@ -425,6 +425,10 @@ class Windows:
             return
         window.mapped = True
         self._drop_under(window)
+        half = self._half()
+        if half is not None:
+            # Room for the next one, before it is asked for.
+            self._oldest_leave(self.mapping.window_bytes + window.charge - half)
         try:
             self.uffd.wake(window.start, window.length)
         except RangeGone:
