@@ -427,10 +427,16 @@ def without_descriptors(path: str) -> None:
     assert x.sum() == len(x) * (len(x) + 1) // 2
     assert region.statistics().more["windows"]
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.open("/dev/null", os.O_RDONLY)
-    os.close(free)
-    # A request takes two, and none is left while it waits.
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, limits[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (32, limits[1]))
+    taken = []
+    try:
+        while True:
+            taken.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        pass
+    # A request takes two, and one of them is left when it has been sent; the agent needs two.
+    os.close(taken.pop())
+    os.close(taken.pop())
     try:
         region.evict()
     except refault.KernelError as error:
@@ -438,6 +444,8 @@ def without_descriptors(path: str) -> None:
     else:
         raise AssertionError("windows were given back without a descriptor")
     finally:
+        for fd in taken:
+            os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     seen = region.statistics()
     assert seen.more["windows"], seen

@@ -33,6 +33,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #ifndef MADV_POPULATE_READ
@@ -48,6 +49,7 @@ struct command {
 
 struct agent {
     int fd, stop, running;
+    pid_t tid;
     pthread_t thread;
     uint64_t ahead, ahead_end; /* what is left to run ahead over, of the newest window */
 };
@@ -107,6 +109,7 @@ static int restore(struct command *c, int memory, int uffd)
 static void *work(void *argument)
 {
     struct agent *agent = argument;
+    agent->tid = syscall(SYS_gettid);
     struct pollfd waits[2] = {{agent->stop, POLLIN, 0}, {agent->fd, POLLIN, 0}};
     for (;;) {
         int ready = poll(waits, 2, agent->ahead < agent->ahead_end ? 0 : -1);
@@ -173,6 +176,8 @@ int rf_agent_resume(void *handle)
     int error = pthread_create(&agent->thread, NULL, work, agent);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     agent->running = error == 0;
+    if (!error)
+        pthread_setname_np(agent->thread, "refault-agent");
     return error;
 }
 
@@ -185,6 +190,9 @@ void rf_agent_pause(void *handle)
     eventfd_write(agent->stop, 1);
     pthread_join(agent->thread, NULL);
     agent->running = 0;
+    /* For a moment more the kernel counts it. */
+    for (int i = 0; i < 1000 && syscall(SYS_tgkill, getpid(), agent->tid, 0) == 0; i++)
+        usleep(20);
     eventfd_t count;
     eventfd_read(agent->stop, &count);
 }
