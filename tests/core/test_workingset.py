@@ -161,7 +161,7 @@ def test_no_more_are_looked_at_than_said() -> None:
 
 def test_search_goes_on_in_the_next_level() -> None:
     units = filled(8)
-    come_back(units, [3])
+    come_back(units, [3, 5])
     assert units.victims(2, lambda index: index == 3) == [3]
 
 
@@ -237,8 +237,10 @@ class Model:
         self.room = room
         self.max_ghosts = -(-room * GHOSTS[0] // GHOSTS[1])
         self.wanted = 0
+        self.newest = -1
 
     def add(self, index: int) -> bool:
+        self.newest = index
         refault = index in self.ghosts
         if refault:
             self.ghosts.remove(index)
@@ -260,6 +262,8 @@ class Model:
             self.ghosts.pop(0)
 
     def victims(self, count: int, usable: set[int], look_at: int | None) -> list[int]:
+        if look_at is not None:
+            usable = usable - {self.newest}
         total = sum(map(len, self.levels))
         most = total * SHARE[0] // SHARE[1]
         limits = [max(0, most - self.wanted)]
@@ -351,6 +355,7 @@ def rebuilt(units: WorkingSet, room: int) -> WorkingSet:
     """The same state without the entries that do not count."""
     other = WorkingSet(12, room)
     other.wanted = units.wanted
+    other.newest = units.newest
     for old, new in zip((*units.levels, units.ghosts), (*other.levels, other.ghosts), strict=True):
         for index in old.units(units.words):
             other.words[index] = units.words[index] & KIND
@@ -470,3 +475,33 @@ def test_quicksort() -> None:
         parts += [(middle, last), (first, middle)]
     ours = misses(touches, 1024, tail=len(touches))
     assert ours < 1.2 * fifo_misses(touches, 1024, tail=len(touches))
+
+
+@pytest.mark.parametrize("room", range(2, 20))
+def test_two_units_can_be_there_at_once(room: int) -> None:
+    """An access that needs both gets on, whatever the others are worth."""
+    present = WorkingSet(1000, room)
+
+    def need(index: int) -> None:
+        if index in present:
+            return
+        if len(present) >= room:
+            # Some are dirty: they are written first, and go only if no other one can.
+            found = present.victims(1, lambda index: index >= 500)
+            (victim,) = found or present.victims(1, lambda _: True)
+            present.remove(victim, ghost=True)
+        present.add(index)
+
+    dice = random.Random(room)
+    for _ in range(300):
+        # Some are worth a lot.
+        for _ in range(4):
+            need(dice.randrange(room))
+        pair = (500 + dice.randrange(50), 700 + dice.randrange(50))
+        for _ in range(5):
+            for index in pair:
+                need(index)
+            if all(index in present for index in pair):
+                break
+        else:
+            pytest.fail(f"{pair} take each other's place")

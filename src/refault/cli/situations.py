@@ -45,10 +45,11 @@ __all__ = [
 PAGE: Final = 4096
 OTHER: Final = 0
 INDEX: Final = 1
+NEWEST: Final = 2
 
 
 class World:
-    """A mapping of two units in one vma, and a machine that writes down what it is asked for.
+    """A mapping of three units in one vma, and a machine that writes down what it is asked for.
 
     Parameters
     ----------
@@ -61,9 +62,9 @@ class World:
         self.fast = False
         self.budget = Budget(None)
         self.mapping = Mapping(
-            1, "store", 2 * PAGE, PAGE, self.budget, private=False, writable=True
+            1, "store", 3 * PAGE, PAGE, self.budget, private=False, writable=True
         )
-        self.vma = Vma(AddressSpace(self.budget), PAGE, 2 * PAGE, self.mapping, 0, writable=True)
+        self.vma = Vma(AddressSpace(self.budget), PAGE, 3 * PAGE, self.mapping, 0, writable=True)
         self.task = Task("fault")
         self.vmf = Fault(self, self.task, self.vma, INDEX, flags)
 
@@ -200,7 +201,8 @@ def failed_for_good(world: World) -> None:
 def clean_victim(world: World) -> None:
     """The budget is full, and another page can be dropped."""
     world.fill(OTHER)
-    world.budget.set_limit(PAGE)
+    world.fill(NEWEST)
+    world.budget.set_limit(2 * PAGE)
     world.fast = True
 
 
@@ -208,6 +210,7 @@ def no_memory(world: World) -> None:
     """The budget is full, and all pages in it are dirty."""
     clean_victim(world)
     world.mapping.set_dirty(OTHER)
+    world.mapping.set_dirty(NEWEST)
 
 
 def writeback(world: World) -> None:

@@ -63,6 +63,9 @@ SHARE: Final = (7, 8)
 WEIGHT: Final = 3
 GHOSTS: Final = (3, 4)
 
+CROWDED: Final = 64
+"""With fewer units the newest one may be the first that can go, see `WorkingSet.victims`."""
+
 RESIDENT: Final = 0x01
 GHOST: Final = 0x02
 LEVEL: Final = 0x0C
@@ -110,9 +113,11 @@ class WorkingSet:
         By how many units the lowest level should be larger than `SHARE` makes it.
     most_wanted
         Never more than that.
+    newest
+        The unit that came in last.
     """
 
-    __slots__ = ("ghosts", "levels", "max_ghosts", "most_wanted", "wanted", "words")
+    __slots__ = ("ghosts", "levels", "max_ghosts", "most_wanted", "newest", "wanted", "words")
 
     def __init__(self, pages: int, room: int | None = None) -> None:
         dense = pages <= FEW or (room is not None and pages <= DENSE * room)
@@ -123,6 +128,7 @@ class WorkingSet:
         ]
         self.ghosts = UnitQueue(GHOST, RESIDENT | GHOST, typecode)
         self.wanted = 0
+        self.newest = -1
         self.max_ghosts = 0
         self.most_wanted = 0
         self.set_room(pages if room is None else room)
@@ -161,6 +167,7 @@ class WorkingSet:
         words = self.words
         return (
             self.wanted,
+            self.newest if self.newest >= 0 and self.newest in self else -1,
             *(
                 tuple((index, bool(words[index] & CAME_IN)) for index in queue.units(words))
                 for queue in (*self.levels, self.ghosts)
@@ -176,14 +183,17 @@ class WorkingSet:
         words, levels, wanted, refaults = self.words, self.levels, self.wanted, 0
         lowest = levels[0]
         append, place = lowest.entries.append, lowest.base + len(lowest.entries)
+        newest = self.newest
         for index in indexes:
             word = words[index]
             if not word:
+                newest = index
                 words[index] = place << PLACE | RESIDENT
                 append(index)
                 place += 1
                 lowest.live += 1
             elif word & GHOST:
+                newest = index
                 refaults += 1
                 before = (word & CAME_IN) >> CAME_IN_AT
                 wanted = max(0, wanted - WEIGHT) if before else min(wanted + 1, self.most_wanted)
@@ -197,6 +207,7 @@ class WorkingSet:
                 )
                 level.entries.append(index)
                 level.live += 1
+        self.newest = newest
         if refaults:
             self.wanted = wanted
             self.ghosts.live -= refaults
@@ -235,8 +246,14 @@ class WorkingSet:
         No more than ``count + look_at`` units are looked at.  If there is no usable one among them,
         they go to the young end of their level, so that the next call looks at others.  With
         `look_at` None all units are looked at: an empty answer is then final.
+
+        The newest unit is not chosen, unless `look_at` is None.  An access can need two units at
+        once; if each were the only one that can go, because the others are dirty, or worth
+        more, they would take each other's place for ever.
         """
         self._settle()
+        if look_at is not None and len(self) < CROWDED:
+            usable = _all_but(self.newest, usable)
         chosen: list[int] = []
         passed: list[int] = []
         for level in self.levels:
@@ -275,6 +292,10 @@ class WorkingSet:
         while ghosts.live > self.max_ghosts:
             self._forget(ghosts.pop(self.words))
         ghosts.cut()
+
+
+def _all_but(newest: int, usable: Callable[[int], bool]) -> Callable[[int], bool]:
+    return lambda index: index != newest and usable(index)
 
 
 def _typecode(pages: int) -> str:
