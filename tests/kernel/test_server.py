@@ -121,7 +121,7 @@ def crowded(path: str) -> None:
     expected = np.fromfile(path, "u8")
     wrong: list[int] = []
 
-    def work(x: Any, seed: int) -> None:
+    def work(x: np.ndarray, seed: int) -> None:
         order = np.random.default_rng(seed).permutation(len(expected) // 512) * 512
         for _ in range(3):
             # `take` gives the GIL up.
