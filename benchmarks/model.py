@@ -83,6 +83,8 @@ class Goal:
         One of them is given.
     against
         Name of the other contender; None: the median itself is meant.
+    why
+        Where the bound comes from, if it does not speak for itself.
     """
 
     contender: str
@@ -90,6 +92,7 @@ class Goal:
     against: str | None = None
     at_most: float | None = None
     at_least: float | None = None
+    why: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,12 +60,14 @@ def verdicts(outcome: Outcome) -> list[Verdict]:
 def _sentence(verdict: Verdict) -> str:
     goal = verdict.goal
     if goal.at_most is not None:
-        bound = f"at most {goal.at_most:g}"
+        bound = f"at most {goal.at_most:.4g}"
     else:
-        bound = f"at least {goal.at_least:g}"
+        bound = f"at least {goal.at_least:,g}"
     what = f"{goal.contender}, {goal.measure}"
     if goal.against is not None:
         what += f" / {goal.against}"
+    if goal.why:
+        bound += f" ({goal.why})"
     if verdict.value is None:
         return f"goal: {what}: {bound}: NOT MEASURED"
     return f"goal: {what}: {bound}: {'met' if verdict.met else 'MISSED'} ({verdict.value:.4g})"

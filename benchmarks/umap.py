@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import subprocess
+from collections.abc import Callable
 
 from benchmarks.model import Contender, Missing, Sample, Settings
 
@@ -30,17 +31,29 @@ def umap_faults(
     buffer: int,
     threads: int,
     path: pathlib.Path,
+    before: Callable[[], None],
 ) -> Contender:
-    """pfbenchmark, 4 KiB pages, shuffled; `path` holds the word number in every word."""
+    """pfbenchmark, 4 KiB pages, shuffled.
+
+    Parameters
+    ----------
+    path
+        The file; it holds the word's number in every word, or the program ends with status 1.
+    before
+        Called before each run.
+    """
 
     def run() -> Sample:
+        before()
+        changed = path.stat().st_mtime_ns
         words = ["--noinit", "--shuffle", "-p", str(pages), "-t", str(threads), "-f", str(path)]
         text = _run(settings, PROGRAMS[operation], words, page=4096, buffer=buffer)
         # "umap,shuffle,read,THREADS,UFFD THREADS,NANOSECONDS"
         found = re.findall(r"^umap,.*,(\d+)$", text, re.MULTILINE)
         if not found:
             raise Missing(f"UMap printed no time: {text[-200:]!r}")
-        return {"us": int(found[-1]) / 1000}
+        stored = path.stat().st_mtime_ns != changed
+        return {"us": int(found[-1]) / 1000, "stored": float(stored)}
 
     return Contender("UMap", run)
 
@@ -81,5 +94,6 @@ def _run(settings: Settings, program: str, words: list[str], *, page: int, buffe
         check=False,
     )
     if done.returncode:
-        raise Missing(f"{program} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+        said = (done.stderr + done.stdout).strip()[-300:]
+        raise Missing(f"{program} ended with {done.returncode}: {said}")
     return done.stdout
