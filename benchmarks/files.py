@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-__all__ = ["drop", "npy_file", "numbers_file", "warm", "write_descending", "write_numbers"]
+__all__ = ["drop", "npy_file", "numbers_file", "restore_numbers", "warm", "write_descending"]
 
 BLOCK = 8 << 20
 
@@ -16,11 +16,11 @@ def numbers_file(folder: pathlib.Path, size: int) -> pathlib.Path:
     """A file of `size` bytes whose word i is i, as UMap's pfbenchmark expects it."""
     path = folder / f"numbers-{size}"
     if not path.exists():
-        write_numbers(path, size)
+        restore_numbers(path, size)
     return path
 
 
-def write_numbers(path: pathlib.Path, size: int) -> None:
+def restore_numbers(path: pathlib.Path, size: int) -> None:
     """Write what `numbers_file` has, over whatever an earlier run has left there."""
     with path.open("r+b" if path.exists() else "wb") as file:
         for at in range(0, size, BLOCK):

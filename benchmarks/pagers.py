@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
 import sys
@@ -13,7 +14,20 @@ from refault.memory import mapping
 from refault.memory.workingset import WorkingSet
 from refault.pager.__main__ import main
 
-__all__ = ["Fifo", "pager_memory", "pager_pid", "use_fifo_pager"]
+__all__ = ["PLAIN_PYTHON", "Fifo", "native", "pager_memory", "pager_pid", "use_fifo_pager"]
+
+PLAIN_PYTHON = {"REFAULT_NATIVE": "0"}
+"""The environment in which no native code is used."""
+
+
+def native() -> bool:
+    """Whether this process, and so its pager, uses native code."""
+    try:
+        # Not by an import statement: it need not be there.
+        found = importlib.import_module("refault.native")
+    except ModuleNotFoundError:
+        return False
+    return bool(found.available())
 
 
 def pager_pid() -> int:
