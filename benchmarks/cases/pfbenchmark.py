@@ -15,9 +15,9 @@ are the store itself.
 
 Fair: nothing is pinned, for UMap and refault: UMap has a handler and 2 x CPUs workers, refault one
 pager.  "refault, pinned" has its one thread bound to a CPU, as the yardstick has; the pager
-follows.  Our threads run C without the GIL, as UMap's do.  They get equal parts in advance, as there.
+follows.  Our threads run C without the GIL, as UMap's do, and get equal parts in advance, as there.
 Before each run, and not in its time, every word of the file is set to its number: UMap's
-programs end with status 1 if they read anything else, and so do we.
+programs end with status 1 if they read anything else, and a wrong sum fails ours.
 
 What is not the same: reading and then writing is two accesses in ``touch.c``, and two faults: both
 pagers map a page that was read write-protected.  UMap's program stores what it has just read, and
