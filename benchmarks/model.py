@@ -102,13 +102,17 @@ class Comparison:
     Attributes
     ----------
     measures
-        The first one is plotted, and its ratios are printed.
+        The ratios of the first one are printed.
     baseline
         Name of the contender that the others' ratios are printed against.
     once
         One round is enough: what is counted is the same every time.
+    compact
+        Print medians alone.
     series
         For a growth curve: the x value of each contender, by its name.
+    plotted
+        Names of the measures that are plotted; the first one, if none is named.
     """
 
     title: str
@@ -119,3 +123,5 @@ class Comparison:
     series: Mapping[str, float] = dataclasses.field(default_factory=dict)
     x_label: str = ""
     once: bool = False
+    compact: bool = False
+    plotted: Sequence[str] = ()

@@ -23,6 +23,7 @@ def _lines(outcome: Outcome) -> Iterator[str]:
     rows = [["", *(f"{m.name} ({m.unit})" if m.unit else m.name for m in comparison.measures)]]
     baseline = comparison.baseline
     compared = baseline in outcome.samples
+    form = "{}" if comparison.compact else "{}  [{} .. {}]"
     first = comparison.measures[0].name
     if compared:
         rows[0].append(f"{first}, ratio to {baseline}")
@@ -36,12 +37,11 @@ def _lines(outcome: Outcome) -> Iterator[str]:
                 row.append("-")
                 continue
             found = spread([sample[measure.name] for sample in samples])
-            median, low, high = (f"{value:,.{measure.digits}f}" for value in found)
-            row.append(f"{median}  [{low} .. {high}]")
+            row.append(form.format(*(f"{value:,.{measure.digits}f}" for value in found)))
         if compared and baseline is not None:
             others = [sample[first] for sample in outcome.samples[baseline]]
             found_ratio = ratio([sample[first] for sample in samples], others)
-            row.append("{:.2f}  [{:.2f} .. {:.2f}]".format(*found_ratio))
+            row.append(form.format(*(f"{value:.2f}" for value in found_ratio)))
         rows.append(row)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
