@@ -66,11 +66,18 @@ class Contender:
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A name in every sample, and how it is shown."""
+    """A name in every sample, and how it is shown.
+
+    Attributes
+    ----------
+    label
+        What is written beside the axis of a plot; by default name and unit.
+    """
 
     name: str
     unit: str
     digits: int = 2
+    label: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -107,7 +107,8 @@ def _curve(place: Any, outcome: Outcome, measure: Measure) -> None:
     # What was measured, as it is called; no powers between.
     place.set_xticks(places, [f"{x:,g}" if x < 1e6 else f"{x:,.0f}" for x in places])
     place.set_xticks([], minor=True)
-    place.set_ylim(bottom=min(0.0, *medians))
+    shown = [sample[measure.name] for _, name in points for sample in outcome.samples[name]]
+    place.set_ylim(min(0.0, *shown), 1.1 * max(shown))
     _plain(place.yaxis)
     place.set_xlabel(comparison.x_label)
     place.set_ylabel(_label(measure))
@@ -120,8 +121,6 @@ def _plain(axis: Any) -> None:
 
 
 def _label(measure: Measure) -> str:
-    if not measure.unit:
-        return measure.name
-    if measure.unit.startswith(measure.name):
-        return measure.unit
-    return f"{measure.name.replace('_', ' ')} ({measure.unit})"
+    if measure.label:
+        return measure.label
+    return f"{measure.name} ({measure.unit})" if measure.unit else measure.name

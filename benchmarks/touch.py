@@ -21,7 +21,16 @@ import numpy.typing as npt
 from benchmarks.compiler import build
 from benchmarks.model import Missing
 
-__all__ = ["OPERATIONS", "Offsets", "Touched", "Toucher", "shuffled", "spread_offsets"]
+__all__ = [
+    "OPERATIONS",
+    "Offsets",
+    "Touched",
+    "Toucher",
+    "scattered",
+    "shuffled",
+    "spread_offsets",
+    "zipf",
+]
 
 OPERATIONS = {"read": 0, "write": 1, "read-modify-write": 2}
 
@@ -57,6 +66,18 @@ def shuffled(count: int, step: int, seed: int = 5) -> Offsets:
 def spread_offsets(units: int, step: int, count: int, seed: int = 5) -> Offsets:
     """Offsets of `count` units, spread evenly over `units`, in random order."""
     return shuffled(count, units // count * step, seed)
+
+
+def scattered(units: int) -> npt.NDArray[np.int64]:
+    """Which unit is the most popular, the second, ...; the same every time."""
+    return np.random.default_rng(0).permutation(units)
+
+
+def zipf(units: int, count: int, exponent: float, random: np.random.Generator) -> Offsets:
+    """Numbers of units: which are popular, and how much, follows Zipf's law."""
+    bounds = np.cumsum(np.arange(1, units + 1, dtype=np.float64) ** -exponent)
+    ranks = np.searchsorted(bounds, random.random(count) * bounds[-1])
+    return np.asarray(scattered(units)[np.minimum(ranks, units - 1)], np.uint64)
 
 
 @functools.cache

@@ -20,6 +20,7 @@ NAMES = [
     "sparse",
     "start",
     "growth",
+    "matrix",
 ]
 
 

@@ -7,9 +7,9 @@ units.  Pages: up to 262,144 units of 4 KiB that are resident.
 
 "bytes_per_page" is the memory of pager and guardian that comes with each resident page unit: what
 they have more after the touches than before, by the number of units touched.  What a region
-needs before any page is there is counted apart ("kib_per_region").  The memory of the pages
-themselves is in neither.  Python and malloc get memory a MiB at a time: with a few thousand
-pages the last hundred bytes say nothing.
+needs, with a single page, is counted apart ("kib_per_region").  The memory of the pages themselves
+is in neither.  Python and malloc get memory a MiB at a time: with a few thousand pages the last
+hundred bytes say nothing.
 
 Placement: one faulting thread is pinned and the pager follows; several threads are not.
 """
@@ -40,9 +40,12 @@ ALL_REGIONS = 1 << 15
 
 
 def comparisons(settings: Settings) -> Iterator[Comparison]:
-    memory = [Measure("pager_mib", "MiB", 1), Measure("both_private_mib", "MiB", 1)]
-    per_fault = Measure("us", "us per fault")
-    per_page = Measure("bytes_per_page", "bytes of the pager", 0)
+    memory = [
+        Measure("pager_mib", "MiB", 1, "resident set of the pager, MiB"),
+        Measure("both_private_mib", "MiB", 1),
+    ]
+    per_fault = Measure("us", "us per fault", label="us per fault")
+    per_page = Measure("bytes_per_page", "", 0, "pager's memory, bytes per resident page")
     opening = Measure("open", "ms")
     both = ("us", "bytes_per_page")
 
@@ -84,8 +87,8 @@ def comparisons(settings: Settings) -> Iterator[Comparison]:
         [
             per_fault,
             per_page,
-            Measure("open", "ms per region"),
-            Measure("kib_per_region", "KiB of the pager", 1),
+            Measure("open", "ms per region", label="time to open, ms per region"),
+            Measure("kib_per_region", "", 1, "pager's memory, KiB per region"),
             *memory,
         ],
         baseline="1 region",
@@ -143,10 +146,14 @@ def many_regions(count: int, touches: int, cpu: int | None) -> dict[str, float]:
     begin = time.perf_counter_ns()
     arrays = [refault.zeros(units * UNIT // 8, "u8", page_size=UNIT) for _ in range(count)]
     opened = time.perf_counter_ns() - begin
+    touchers = [Toucher(array) for array in arrays]
+    for toucher in touchers:
+        toucher.touch(np.zeros(1, np.uint64), record=False)
     untouched = pager_memory()
     pin(cpu)
-    numbers = np.random.default_rng(3).permutation(count * units)[:touches]
-    touchers = [Toucher(array) for array in arrays]
+    # The first unit of each region is there already.
+    numbers = np.random.default_rng(3).permutation(count * units)
+    numbers = numbers[numbers % units > 0][:touches]
     places = [
         (touchers[number // units], np.array([number % units * UNIT], np.uint64))
         for number in numbers

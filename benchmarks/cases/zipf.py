@@ -37,7 +37,6 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.child import contender
 from benchmarks.files import drop, numbers_file, warm
@@ -45,7 +44,7 @@ from benchmarks.machine import warm_memory
 from benchmarks.model import Comparison, Contender, Goal, Measure, Sample, Settings
 from benchmarks.pagers import Fifo, use_fifo_pager
 from benchmarks.stats import latencies
-from benchmarks.touch import Offsets, Touched, Toucher
+from benchmarks.touch import Offsets, Touched, Toucher, scattered, zipf
 from refault.memory.workingset import WorkingSet
 
 __all__ = ["comparisons", "read_memmap", "read_refault"]
@@ -198,18 +197,10 @@ class _Lru:
         return True
 
 
-def places(size: int) -> npt.NDArray[np.int64]:
-    """Where in the file a page is, by its rank in popularity; the same in every trace."""
-    return np.random.default_rng(0).permutation(size // PAGE)
-
-
 def zipf_offsets(size: int, count: int, seed: int) -> Offsets:
     """Where to read: offsets of 64-byte records."""
-    pages = size // PAGE
     random = np.random.default_rng(seed)
-    bounds = np.cumsum(np.arange(1, pages + 1, dtype=np.float64) ** -EXPONENT)
-    ranks = np.searchsorted(bounds, random.random(count) * bounds[-1])
-    found = places(size)[np.minimum(ranks, pages - 1)].astype(np.uint64) * np.uint64(PAGE)
+    found = zipf(size // PAGE, count, EXPONENT, random) * np.uint64(PAGE)
     records = random.integers(0, PAGE // RECORD, count, dtype=np.uint64)
     return np.asarray(found + records * np.uint64(RECORD), np.uint64)
 
@@ -246,7 +237,9 @@ def read_memmap(
 
 def _read(array: Any, size: int, touches: int, resident: int) -> dict[str, float]:
     toucher = Toucher(array, words=RECORD // 8)
-    popular = np.sort(places(size)[: resident // PAGE]).astype(np.uint64) * np.uint64(PAGE)
+    popular = np.sort(scattered(size // PAGE)[: resident // PAGE]).astype(np.uint64) * np.uint64(
+        PAGE
+    )
     toucher.touch(popular, record=False)
     _touch_for_a_while(toucher, zipf_offsets(size, touches, 10))
     done = _touch_for_a_while(toucher, zipf_offsets(size, touches, 20))
