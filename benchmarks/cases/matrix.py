@@ -66,12 +66,16 @@ def comparisons(settings: Settings) -> Iterator[Comparison]:
         "matrix: us per access (us) and faults per second, by the number of threads",
         rows,
         [
-            *(Measure(f"us, {n}", "", label=f"us per access, {n} threads") for n in THREADS),
-            *(Measure(f"faults/s, {n}", "", 0, f"faults/s, {n} threads") for n in THREADS),
+            *(Measure(f"us, {n}", "", label=f"us per access, {_threads(n)}") for n in THREADS),
+            *(Measure(f"faults/s, {n}", "", 0, f"faults/s, {_threads(n)}") for n in THREADS),
         ],
         compact=True,
         plotted=(f"us, {THREADS[0]}", f"us, {THREADS[-1]}"),
     )
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
 
 
 def row(path: str, unit: int, units: int, order: str, operation: str) -> dict[str, float]:
