@@ -89,7 +89,7 @@ def _rows(place: Any, outcome: Outcome, measure: Measure) -> None:
         place.set_xscale("log")
         _plain(place.xaxis)
     else:
-        place.set_xlim(left=0)
+        place.set_xlim(0, 1.05 * most or 1)
     place.set_xlabel(_label(measure))
 
 
@@ -123,4 +123,6 @@ def _plain(axis: Any) -> None:
 def _label(measure: Measure) -> str:
     if measure.label:
         return measure.label
-    return f"{measure.name} ({measure.unit})" if measure.unit else measure.name
+    if not measure.unit or measure.unit.startswith(f"{measure.name} "):
+        return measure.unit or measure.name
+    return f"{measure.name} ({measure.unit})"
