@@ -17,11 +17,12 @@ bound resident, the rest for the interpreters and page cache).  In the cgroups t
 the page cache at the beginning; for the others it is in it.  One whose page cache is not bounded
 reads from memory, the others from the disk: compare within each kind.
 
-Nor is the number of reads the same.  Both parts, what is not counted and what is, end after eight
+Nor is the number of reads the same. Both parts, what is not counted and what is, end after eight
 million and one million reads or after `SECONDS`, whichever comes first: with the kernel's readahead
-around every fault a memory-mapped file of which a quarter fits would take an hour.  A throughput is a rate, and "reads"
-tells how many it is from; but who is cut short had fewer reads to bring eviction to its steady
-state too, and has more of the most popular pages still in memory, which is to its advantage.
+around every fault a memory-mapped file of which a quarter fits would take an hour. A throughput is
+a rate, and "reads" tells how many it is from; but who is cut short had fewer reads to bring
+eviction to its steady state too, and has more of the most popular pages still in memory, which is
+to its advantage.
 
 Which accesses miss, by policy of eviction, without any clock: `benchmarks.cases.policies`.
 """
