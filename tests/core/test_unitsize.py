@@ -22,12 +22,12 @@ ROOM = 16 * MIB
 class Player:
     """Brings in what a trace touches, evicts, reads ahead, changes units: all of it at once."""
 
-    def __init__(self, *, readahead: bool = True, delay: int = 0) -> None:
+    def __init__(self, *, readahead: bool = True, delay: int = 0, largest: int = LARGE) -> None:
         self.budget = Budget(ROOM)
         self.mapping = Mapping(
             1, "it", SIZE, LARGE, self.budget, private=False, writable=False, readahead=readahead
         )
-        self.mapping.chooser = self.chooser = UnitChooser(SMALL, LARGE, self.decided)
+        self.mapping.chooser = self.chooser = UnitChooser(SMALL, LARGE, largest, self.decided)
         self.trial = 1024
         self.delay = delay
         self.due: int | None = None
@@ -175,6 +175,20 @@ def test_few_pages_of_each_large_unit() -> None:
         if size == LARGE
     )
     assert played.mapping.page_size == LARGE or large * 16 > played.faults - large
+
+
+def test_in_order_the_largest() -> None:
+    played = Player(largest=4 * LARGE).play(passes(5))
+    assert [size for _, size in played.changes] == [4 * LARGE]
+    # Back in two steps.
+    played.play(zipf(200_000))
+    assert [size for _, size in played.changes] == [4 * LARGE, LARGE, SMALL]
+
+
+def test_sort_with_the_largest() -> None:
+    played = Player(largest=4 * LARGE).play(quicksort(0, SIZE))
+    assert played.changes[0][1] == 4 * LARGE
+    assert len(played.changes) <= 5, played.changes
 
 
 def test_use_that_changes() -> None:

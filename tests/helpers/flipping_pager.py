@@ -20,11 +20,15 @@ BYTES = 4 << 20
 class Flipping(UnitChooser):
     """Wants the other size whenever some MiB have come in."""
 
+    turn = 0
+
     def entered(self, indexes: Sequence[int], mapping: Mapping) -> None:
         self._entered += len(indexes) * mapping.page_size
         if self._entered >= BYTES:
             self._entered = 0
-            self._want(self.small if mapping.page_size == self.large else self.large)
+            sizes = (self.large, self.small, self.large, self.largest)
+            self.turn = (self.turn + 1) % len(sizes)
+            self._want(sizes[self.turn])
 
 
 def use_flipping_pager() -> None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["Units"]
 
 SMALL = 4 << 10
+LARGEST = 256 << 10
+ROOM_FOR = 64
+"""So many of the largest units must fit the budget."""
 LARGEST_MAPPING = 256 << 30
 
 LOCKED_SECONDS = 0.25
@@ -56,8 +59,13 @@ class Units:
             and mapping.page_size > SMALL
             and mapping.size <= LARGEST_MAPPING
         ):
+            limit, large = mapping.budget.limit, mapping.page_size
+            has_room = limit is None or limit >= ROOM_FOR * LARGEST
             mapping.chooser = UnitChooser(
-                SMALL, mapping.page_size, lambda: self._as_wanted(mapping, FIRST_PAUSE)
+                SMALL,
+                large,
+                LARGEST if has_room else large,
+                lambda: self._as_wanted(mapping, FIRST_PAUSE),
             )
 
     def stop(self, mapping: LinuxMapping) -> None:
