@@ -60,6 +60,8 @@ class Units:
             and mapping.size <= LARGEST_MAPPING
         ):
             limit, large = mapping.budget.limit, mapping.page_size
+            if limit is None:
+                limit = self.pager.budget.limit
             has_room = limit is None or limit >= ROOM_FOR * LARGEST
             mapping.chooser = UnitChooser(
                 SMALL,
