@@ -299,9 +299,13 @@ class Client:
                 last = most
                 ahead.shorten(window, last)
         task = PagerTask(self.pager.loop.scheduler, "readahead")
+        page_size = vma.mapping.page_size
 
         def work() -> Waits[None]:
             if vma.detached or not vma.lock.down_read_trylock():
+                return
+            if vma.mapping.page_size != page_size:
+                vma.lock.up_read()
                 return
             yield from readahead(self.pager.machine, vma, task, first, last, mark=way)
             vma.lock.up_read()

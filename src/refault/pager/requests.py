@@ -13,6 +13,7 @@ from refault.errors import Error, StoreError, UsageError
 from refault.fault import gup
 from refault.fault.gup import Foll, GupOutcome
 from refault.fault.reclaim import evict_units, sync_units
+from refault.machine.linux import LinuxMapping
 from refault.memory.vma import Vma
 from refault.memory.wait import Signal, Waits
 from refault.stores.base import Store
@@ -198,13 +199,13 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
             )
         if mapping is not None:
             assert isinstance(source, wire.FileSource) and isinstance(mapping.store, FileStore)
-            if message.page_size not in (None, mapping.page_size):
+            try:
+                if message.page_size is not None:
+                    yield from _give_page_size(request, mapping, message.page_size, task)
+                pager.usable(limit, mapping.page_size)
+            except BaseException:
                 store_close(store)
-                raise UsageError(
-                    f"{name} is open with page_size={mapping.page_size}; all regions of one file "
-                    f"share their pages: leave page_size out or give the same"
-                )
-            pager.usable(limit, mapping.page_size)
+                raise
             if source.writable and not mapping.writable:
                 # What is changed from now on is in memory before it is in the file.
                 mapping.use_file_windows(False)
@@ -237,6 +238,24 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
         return wire.Done()
 
     request.run("map", work)
+
+
+def _give_page_size(
+    request: Request, mapping: LinuxMapping, page_size: int, task: PagerTask
+) -> Waits[None]:
+    """A file that is open already is opened with a page size."""
+    if mapping.page_size_given and mapping.page_size != page_size:
+        raise UsageError(
+            f"{mapping.name} is open with page_size={mapping.page_size}; all regions of one file "
+            f"share their pages: leave page_size out or give the same"
+        )
+    given, mapping.page_size_given = mapping.page_size_given, True
+    chooser, mapping.chooser = mapping.chooser, None
+    try:
+        yield from request.client.pager.units.fix(mapping, page_size, task)
+    except BaseException:
+        mapping.page_size_given, mapping.chooser = given, chooser
+        raise
 
 
 def store_close(store: Store) -> None:
@@ -452,18 +471,22 @@ def _prefetch(request: Request, message: wire.Prefetch, fds: list[int]) -> None:
 def _evict(request: Request, message: wire.Evict, fds: list[int]) -> None:
     region = _region(request, message.region)
     pager, mapping = request.client.pager, region.mapping
-    first, last = region.units(message.start, message.end)
 
     def work(task: PagerTask) -> Waits[wire.Reply]:
         before = mapping.resident
-        yield from _no_windows(request, region, first, last)
+        yield from _no_windows(request, region, *region.units(message.start, message.end))
+        first, last = region.units(message.start, message.end)
         units = sorted(index for index in mapping.working_set if first <= index < last)
-        for at in range(0, len(units), 64):
-            failed = yield from evict_units(
-                pager.machine, mapping, units[at : at + 64], task, ghost=False
-            )
-            if failed is not None:
-                raise StoreError(f"evict: {mapping.name}: {failed}; the pages are kept")
+        mapping.holders += 1
+        try:
+            for at in range(0, len(units), 64):
+                failed = yield from evict_units(
+                    pager.machine, mapping, units[at : at + 64], task, ghost=False
+                )
+                if failed is not None:
+                    raise StoreError(f"evict: {mapping.name}: {failed}; the pages are kept")
+        finally:
+            mapping.holders -= 1
         return wire.Done(max(0, before - mapping.resident))
 
     request.run("evict", work)
