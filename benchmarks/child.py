@@ -14,7 +14,7 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import refault
@@ -33,6 +33,7 @@ def contender(
     *,
     before: Callable[[], None] | None = None,
     group: int | None = None,
+    environment: Mapping[str, str] | None = None,
     **arguments: Any,
 ) -> Contender:
     """Make a contender that runs in a child process.
@@ -45,6 +46,8 @@ def contender(
         Called before each run, in this process: sets the page cache up, for example.
     group
         Bytes of the memory cgroup that the child, and its pager, are put into.
+    environment
+        Variables that the child, and its pager, have besides ours.
     **arguments
         What the function gets; it must be possible to say it in JSON.
     """
@@ -52,13 +55,17 @@ def contender(
     def run() -> Sample:
         if before is not None:
             before()
-        return call(function, arguments, group=group)
+        return call(function, arguments, group=group, environment=environment)
 
     return Contender(name, run)
 
 
 def call(
-    function: Callable[..., dict[str, float]], arguments: dict[str, Any], *, group: int | None
+    function: Callable[..., dict[str, float]],
+    arguments: dict[str, Any],
+    *,
+    group: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Call a function in a child process.
 
@@ -79,7 +86,7 @@ def call(
             done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.child", *words],
                 cwd=ROOT,
-                env=_environment(),
+                env=_environment() | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 # The pager has it too: its end is the end of both.

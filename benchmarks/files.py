@@ -16,15 +16,18 @@ def numbers_file(folder: pathlib.Path, size: int) -> pathlib.Path:
     """A file of `size` bytes whose word i is i, as UMap's pfbenchmark expects it."""
     path = folder / f"numbers-{size}"
     if not path.exists():
-        with path.open("wb") as file:
-            _write_numbers(file.fileno(), size)
+        restore_numbers(path, size)
     return path
 
 
-def restore_numbers(path: pathlib.Path) -> None:
-    """Write a `numbers_file` anew: somebody may have changed it."""
-    with path.open("r+b") as file:
-        _write_numbers(file.fileno(), path.stat().st_size)
+def restore_numbers(path: pathlib.Path, size: int) -> None:
+    """Write what `numbers_file` has, over whatever an earlier run has left there."""
+    with path.open("r+b" if path.exists() else "wb") as file:
+        for at in range(0, size, BLOCK):
+            block = np.arange(at // 8, min(at + BLOCK, size) // 8, dtype=np.uint64)
+            os.pwrite(file.fileno(), block.tobytes(), at)
+        os.ftruncate(file.fileno(), size)
+        os.fsync(file.fileno())
 
 
 def npy_file(folder: pathlib.Path, size: int) -> pathlib.Path:
@@ -41,13 +44,6 @@ def npy_file(folder: pathlib.Path, size: int) -> pathlib.Path:
                 os.write(file.fileno(), ones[: size - at])
             os.fsync(file.fileno())
     return path
-
-
-def _write_numbers(fd: int, size: int) -> None:
-    for at in range(0, size, BLOCK):
-        block = np.arange(at // 8, min(at + BLOCK, size) // 8, dtype=np.uint64)
-        os.write(fd, block.tobytes())
-    os.fsync(fd)
 
 
 def write_descending(path: pathlib.Path, size: int) -> None:

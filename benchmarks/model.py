@@ -66,11 +66,18 @@ class Contender:
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A name in every sample, and how it is shown."""
+    """A name in every sample, and how it is shown.
+
+    Attributes
+    ----------
+    label
+        What is written beside the axis of a plot; by default name and unit.
+    """
 
     name: str
     unit: str
     digits: int = 2
+    label: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +90,8 @@ class Goal:
         One of them is given.
     against
         Name of the other contender; None: the median itself is meant.
+    why
+        Where the bound comes from, if it does not speak for itself.
     """
 
     contender: str
@@ -90,6 +99,7 @@ class Goal:
     against: str | None = None
     at_most: float | None = None
     at_least: float | None = None
+    why: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +109,17 @@ class Comparison:
     Attributes
     ----------
     measures
-        The first one is plotted, and its ratios are printed.
+        The ratios of the first one are printed.
     baseline
         Name of the contender that the others' ratios are printed against.
     once
         One round is enough: what is counted is the same every time.
+    compact
+        Print medians alone.
     series
         For a growth curve: the x value of each contender, by its name.
+    plotted
+        Names of the measures that are plotted; the first one, if none is named.
     """
 
     title: str
@@ -116,3 +130,5 @@ class Comparison:
     series: Mapping[str, float] = dataclasses.field(default_factory=dict)
     x_label: str = ""
     once: bool = False
+    compact: bool = False
+    plotted: Sequence[str] = ()

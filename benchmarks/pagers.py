@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from benchmarks.machine import resident_kib
 from refault.client import spawn
@@ -14,7 +15,28 @@ from refault.memory import mapping
 from refault.memory.workingset import WorkingSet
 from refault.pager.__main__ import main
 
-__all__ = ["Fifo", "pager_memory", "pager_pid", "use_fifo_pager"]
+__all__ = [
+    "PLAIN_PYTHON",
+    "Fifo",
+    "bytes_more",
+    "native",
+    "pager_memory",
+    "pager_pid",
+    "use_fifo_pager",
+]
+
+PLAIN_PYTHON = {"REFAULT_NATIVE": "0"}
+"""The environment in which no native code is used."""
+
+
+def native() -> bool:
+    """Whether this process, and so its pager, uses native code."""
+    try:
+        # Not by an import statement: it need not be there.
+        found = importlib.import_module("refault.native")
+    except ModuleNotFoundError:
+        return False
+    return bool(found.available())
 
 
 def pager_pid() -> int:
@@ -34,6 +56,11 @@ def pager_memory() -> dict[str, float]:
     children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     private = own["private"] + sum(resident_kib(int(child))["private"] for child in children)
     return {"pager_mib": own["rss"] / 1024, "both_private_mib": private / 1024}
+
+
+def bytes_more(before: Mapping[str, float], after: Mapping[str, float], count: int) -> float:
+    """By how many bytes pager and guardian have grown for each of `count` things."""
+    return (after["both_private_mib"] - before["both_private_mib"]) * 2**20 / count
 
 
 class Fifo(WorkingSet):

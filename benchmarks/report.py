@@ -23,6 +23,7 @@ def _lines(outcome: Outcome) -> Iterator[str]:
     rows = [["", *(f"{m.name} ({m.unit})" if m.unit else m.name for m in comparison.measures)]]
     baseline = comparison.baseline
     compared = baseline in outcome.samples
+    form = "{}" if comparison.compact else "{}  [{} .. {}]"
     first = comparison.measures[0].name
     if compared:
         rows[0].append(f"{first}, ratio to {baseline}")
@@ -36,12 +37,11 @@ def _lines(outcome: Outcome) -> Iterator[str]:
                 row.append("-")
                 continue
             found = spread([sample[measure.name] for sample in samples])
-            median, low, high = (f"{value:,.{measure.digits}f}" for value in found)
-            row.append(f"{median}  [{low} .. {high}]")
+            row.append(form.format(*(f"{value:,.{measure.digits}f}" for value in found)))
         if compared and baseline is not None:
             others = [sample[first] for sample in outcome.samples[baseline]]
             found_ratio = ratio([sample[first] for sample in samples], others)
-            row.append("{:.2f}  [{:.2f} .. {:.2f}]".format(*found_ratio))
+            row.append(form.format(*(f"{value:.2f}" for value in found_ratio)))
         rows.append(row)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
@@ -60,12 +60,14 @@ def verdicts(outcome: Outcome) -> list[Verdict]:
 def _sentence(verdict: Verdict) -> str:
     goal = verdict.goal
     if goal.at_most is not None:
-        bound = f"at most {goal.at_most:g}"
+        bound = f"at most {goal.at_most:.4g}"
     else:
-        bound = f"at least {goal.at_least:g}"
+        bound = f"at least {goal.at_least:,g}"
     what = f"{goal.contender}, {goal.measure}"
     if goal.against is not None:
         what += f" / {goal.against}"
+    if goal.why:
+        bound += f" ({goal.why})"
     if verdict.value is None:
         return f"goal: {what}: {bound}: NOT MEASURED"
     return f"goal: {what}: {bound}: {'met' if verdict.met else 'MISSED'} ({verdict.value:.4g})"

@@ -21,7 +21,16 @@ import numpy.typing as npt
 from benchmarks.compiler import build
 from benchmarks.model import Missing
 
-__all__ = ["OPERATIONS", "Offsets", "Touched", "Toucher", "shuffled", "spread_offsets"]
+__all__ = [
+    "OPERATIONS",
+    "Offsets",
+    "Touched",
+    "Toucher",
+    "scattered",
+    "shuffled",
+    "spread_offsets",
+    "zipf",
+]
 
 OPERATIONS = {"read": 0, "write": 1, "read-modify-write": 2}
 
@@ -39,11 +48,14 @@ class Touched(NamedTuple):
         The same for each thread.
     latencies
         Of every touch, thread after thread; None without a compiler.
+    total
+        Sum of all that was read, modulo 2**64.
     """
 
     ns: int
     each: list[int]
     latencies: npt.NDArray[np.uint32] | None
+    total: int
 
 
 def shuffled(count: int, step: int, seed: int = 5) -> Offsets:
@@ -54,6 +66,18 @@ def shuffled(count: int, step: int, seed: int = 5) -> Offsets:
 def spread_offsets(units: int, step: int, count: int, seed: int = 5) -> Offsets:
     """Offsets of `count` units, spread evenly over `units`, in random order."""
     return shuffled(count, units // count * step, seed)
+
+
+def scattered(units: int) -> npt.NDArray[np.int64]:
+    """Which unit is the most popular, the second, ...; the same every time."""
+    return np.random.default_rng(0).permutation(units)
+
+
+def zipf(units: int, count: int, exponent: float, random: np.random.Generator) -> Offsets:
+    """Numbers of units: which are popular, and how much, follows Zipf's law."""
+    bounds = np.cumsum(np.arange(1, units + 1, dtype=np.float64) ** -exponent)
+    ranks = np.searchsorted(bounds, random.random(count) * bounds[-1])
+    return np.asarray(scattered(units)[np.minimum(ranks, units - 1)], np.uint64)
 
 
 @functools.cache
@@ -96,12 +120,15 @@ class Toucher:
         # Written once, so that storing times faults nowhere.
         latencies = [np.ones(len(part) if record else 0, np.uint32) for part in parts]
         times = [(0, 0)] * len(parts)
+        sums = [0] * len(parts)
         barrier = threading.Barrier(len(parts))
 
         def work(number: int) -> None:
             barrier.wait()
             begin = time.perf_counter_ns()
-            self._run(parts[number], operation, latencies[number] if record else None)
+            sums[number] = self._run(
+                parts[number], operation, latencies[number] if record else None
+            )
             times[number] = begin, time.perf_counter_ns()
 
         threads = [threading.Thread(target=work, args=(n,)) for n in range(1, len(parts))]
@@ -114,15 +141,15 @@ class Toucher:
             max(end for _, end in times) - min(begin for begin, _ in times),
             [end - begin for begin, end in times],
             np.concatenate(latencies) if record and self.function is not None else None,
+            sum(sums) % 2**64,
         )
 
     def _run(
         self, offsets: Offsets, operation: str, latencies: npt.NDArray[np.uint32] | None
-    ) -> None:
+    ) -> int:
         if self.function is None:
-            self._run_numpy(offsets, operation)
-            return
-        self.function(
+            return self._run_numpy(offsets, operation)
+        return self.function(
             self.array.ctypes.data,
             offsets.ctypes.data,
             len(offsets),
@@ -131,13 +158,19 @@ class Toucher:
             None if latencies is None else latencies.ctypes.data,
         )
 
-    def _run_numpy(self, offsets: Offsets, operation: str) -> None:
+    def _run_numpy(self, offsets: Offsets, operation: str) -> int:
         places = (offsets >> np.uint64(3)).astype(np.intp)
         places = (places[:, None] + np.arange(self.words)).reshape(-1)
         if operation == "read":
-            np.take(self.array, places, mode="clip", out=np.zeros(len(places), np.uint64))
-        elif operation == "write":
+            found = np.zeros(len(places), np.uint64)
+            np.take(self.array, places, mode="clip", out=found)
+            return int(found.sum())
+        if operation == "write":
             self.array[places] = places.astype(np.uint64)
-        else:
-            for place in places:
-                self.array[place] += 1
+            return 0
+        total = 0
+        for place in places:
+            value = int(self.array[place])
+            total += value
+            self.array[place] = value + 1
+        return total

@@ -12,19 +12,22 @@ left between the two is the price of Python.  The C loop *copy* saves one of the
 shared memory, which refault does; the goals are set against it.  *share* is UFFDIO_COPY to shared
 memory.  *copy, no file* and *continue* show how much of it is the fault alone.
 Neither evicts; `resident` is larger than what is touched.
+
+*plain Python* is the same run with REFAULT_NATIVE=0, if there is native code to be left unused.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from benchmarks.child import contender
 from benchmarks.files import numbers_file, warm
 from benchmarks.limit import limit
 from benchmarks.machine import pin, processor_of, warm_memory
-from benchmarks.model import Comparison, Contender, Goal, Measure, Settings
-from benchmarks.pagers import pager_pid
+from benchmarks.model import Comparison, Contender, Goal, Measure, Missing, Sample, Settings
+from benchmarks.pagers import PLAIN_PYTHON, native, pager_pid
 from benchmarks.stats import latencies
 from benchmarks.touch import Toucher, spread_offsets
 
@@ -60,10 +63,11 @@ def _comparison(settings: Settings, unit: int, goal: float | None, touches: int)
             cpu=cpu,
         )
 
-    def ours(name: str, cpu: int | None) -> Contender:
+    def ours(name: str, cpu: int | None, environment: Mapping[str, str] | None = None) -> Contender:
         return contender(
             name,
             fault,
+            environment=environment,
             path=str(path),
             unit=unit,
             touches=touches,
@@ -76,6 +80,7 @@ def _comparison(settings: Settings, unit: int, goal: float | None, touches: int)
         f"fault cost, units of {unit >> 10} KiB",
         [
             ours("refault, pinned", settings.cpu),
+            _plain(ours("refault, plain Python, pinned", settings.cpu, PLAIN_PYTHON)),
             bare(pinned, "copy", settings.cpu),
             bare("C fill, pinned", "fill", settings.cpu),
             bare("C share, pinned", "share", settings.cpu),
@@ -89,6 +94,17 @@ def _comparison(settings: Settings, unit: int, goal: float | None, touches: int)
         [Goal("refault, pinned", "us", pinned, at_most=goal)] if goal is not None else [],
         baseline=pinned,
     )
+
+
+def _plain(contender: Contender) -> Contender:
+    """One without native code: not measured where nothing else is."""
+
+    def run() -> Sample:
+        if not native():
+            raise Missing("not measured: there is no native code, refault is plain Python")
+        return contender.run()
+
+    return dataclasses.replace(contender, run=run)
 
 
 def fault(

@@ -1,10 +1,15 @@
 """How cost grows: with the size of a region, the number of regions, the number of threads.
 
-Size: 1 GiB to 16 TiB (`refault.zeros`, sparse, default settings), the same number of units touched
-in a window of 1 GiB; time per fault, time to open, memory of the pager.  Regions: 1 to 2,000 in one
-process, 2 GiB together, and the same number of faults spread over all of them.  Threads: 1 to 16
-on a file in the page cache, 4 KiB units.  Pages: memory that the pager needs for each page that
-is resident.
+Size: 1 GiB to 16 TiB (`refault.zeros`, sparse, 64 KiB units), the same number of units touched in a
+window of 1 GiB.  Regions: 1 to 2,000 in one process (64 KiB units), 2 GiB together, and the same
+number of faults spread over all of them.  Threads: 1 to 16 on a file in the page cache, 4 KiB
+units.  Pages: up to 262,144 units of 4 KiB that are resident.
+
+"bytes_per_page" is the memory of pager and guardian that comes with each resident page unit: what
+they have more after the touches than before, by the number of units touched.  What a region
+needs, with a single page, is counted apart ("kib_per_region").  The memory of the pages themselves
+is in neither.  Python and malloc get memory a MiB at a time: with a few thousand pages the last
+hundred bytes say nothing.
 
 Placement: one faulting thread is pinned and the pager follows; several threads are not.
 """
@@ -22,7 +27,7 @@ from benchmarks.child import contender
 from benchmarks.files import numbers_file, warm
 from benchmarks.machine import pin, warm_memory
 from benchmarks.model import Comparison, Measure, Settings
-from benchmarks.pagers import pager_memory
+from benchmarks.pagers import bytes_more, pager_memory
 from benchmarks.touch import Toucher, shuffled
 
 __all__ = ["comparisons", "many_regions", "many_units"]
@@ -35,11 +40,16 @@ ALL_REGIONS = 1 << 15
 
 
 def comparisons(settings: Settings) -> Iterator[Comparison]:
-    memory = [Measure("pager_mib", "MiB", 1), Measure("both_private_mib", "MiB", 1)]
-    per_fault = Measure("us", "us per fault")
+    memory = [
+        Measure("pager_mib", "MiB", 1, "resident set of the pager, MiB"),
+        Measure("both_private_mib", "MiB", 1),
+    ]
+    per_fault = Measure("us", "us per fault", label="us per fault")
+    per_page = Measure("bytes_per_page", "", 0, "pager's memory, bytes per resident page")
     opening = Measure("open", "ms")
+    both = ("us", "bytes_per_page")
 
-    sizes = {f"{2**power} GiB": float(2**power) for power in range(0, 15, 2)}
+    sizes = {_size(2**power): float(2**power) for power in range(0, 15, 2)}
     yield Comparison(
         "growth: size of a region",
         [
@@ -53,24 +63,38 @@ def comparisons(settings: Settings) -> Iterator[Comparison]:
             )
             for name, gib in sizes.items()
         ],
-        [per_fault, opening, *memory],
+        [per_fault, per_page, opening, *memory],
         baseline="1 GiB",
         series=sizes,
         x_label="size of the region, GiB",
+        plotted=both,
     )
 
     counts = [1, 10, 100, 500, 1000, 2000] if not settings.quick else [1, 10, 50]
-    regions = {f"{count} region{'s' * (count > 1)}": float(count) for count in counts}
+    regions = {f"{count:,} region{'s' * (count > 1)}": float(count) for count in counts}
     yield Comparison(
         "growth: number of regions",
         [
-            contender(name, many_regions, count=int(count), touches=2048, cpu=settings.cpu)
+            contender(
+                name,
+                many_regions,
+                count=int(count),
+                touches=settings.size(8192, 512),
+                cpu=settings.cpu,
+            )
             for name, count in regions.items()
         ],
-        [per_fault, Measure("open", "ms per region"), *memory],
+        [
+            per_fault,
+            per_page,
+            Measure("open", "ms per region", label="time to open, ms per region"),
+            Measure("kib_per_region", "", 1, "pager's memory, KiB per region"),
+            *memory,
+        ],
         baseline="1 region",
         series=regions,
         x_label="regions in one process",
+        plotted=(*both, "kib_per_region", "open"),
     )
 
     touches = settings.size(32768, 2048)
@@ -83,24 +107,30 @@ def comparisons(settings: Settings) -> Iterator[Comparison]:
             contender(name, threads16.fault, path=str(path), touches=touches, threads=int(count))
             for name, count in threads.items()
         ],
-        [per_fault, Measure("per_second", "faults/s", 0), Measure("unfairness", "")],
+        [per_fault, per_page, Measure("per_second", "faults/s", 0), Measure("unfairness", "")],
         baseline="1 thread",
         series=threads,
         x_label="faulting threads",
+        plotted=both,
     )
 
     most = settings.size(1 << 18, 1 << 12)
-    pages = {f"{most >> shift} pages": float(most >> shift) for shift in (6, 4, 2, 0)}
+    pages = {f"{most >> shift:,} pages": float(most >> shift) for shift in (6, 4, 2, 0)}
     yield Comparison(
         "growth: pages that are resident, 4 KiB units",
         [
             contender(name, many_units, most=most, units=int(count), cpu=settings.cpu)
             for name, count in pages.items()
         ],
-        [Measure("bytes_per_page", "bytes of the pager", 0), *memory],
+        [per_page, *memory],
         series=pages,
         x_label="resident pages of 4 KiB",
+        plotted=("bytes_per_page", "pager_mib"),
     )
+
+
+def _size(gib: int) -> str:
+    return f"{gib} GiB" if gib < 1024 else f"{gib // 1024} TiB"
 
 
 def many_regions(count: int, touches: int, cpu: int | None) -> dict[str, float]:
@@ -112,12 +142,18 @@ def many_regions(count: int, touches: int, cpu: int | None) -> dict[str, float]:
     units = ALL_REGIONS // count
     warm_memory(2 * touches * UNIT)
     first = refault.zeros(1)
+    empty = pager_memory()
     begin = time.perf_counter_ns()
     arrays = [refault.zeros(units * UNIT // 8, "u8", page_size=UNIT) for _ in range(count)]
     opened = time.perf_counter_ns() - begin
-    pin(cpu)
-    numbers = np.random.default_rng(3).permutation(count * units)[:touches]
     touchers = [Toucher(array) for array in arrays]
+    for toucher in touchers:
+        toucher.touch(np.zeros(1, np.uint64), record=False)
+    untouched = pager_memory()
+    pin(cpu)
+    # The first unit of each region is there already.
+    numbers = np.random.default_rng(3).permutation(count * units)
+    numbers = numbers[numbers % units > 0][:touches]
     places = [
         (touchers[number // units], np.array([number % units * UNIT], np.uint64))
         for number in numbers
@@ -126,8 +162,14 @@ def many_regions(count: int, touches: int, cpu: int | None) -> dict[str, float]:
     for toucher, offset in places:
         done = toucher.touch(offset)
         ns += int(done.latencies[0]) if done.latencies is not None else done.ns
+    found = pager_memory()
     del first
-    return {"us": ns / 1000 / touches, "open": opened / 1e6 / count} | pager_memory()
+    return found | {
+        "us": ns / 1000 / touches,
+        "open": opened / 1e6 / count,
+        "bytes_per_page": bytes_more(untouched, found, touches),
+        "kib_per_region": bytes_more(empty, untouched, count) / 1024,
+    }
 
 
 def many_units(most: int, units: int, cpu: int | None) -> dict[str, float]:
@@ -143,5 +185,4 @@ def many_units(most: int, units: int, cpu: int | None) -> dict[str, float]:
     before = pager_memory()
     toucher.touch(offsets[64 : 64 + units], record=False)
     after = pager_memory()
-    more = after["both_private_mib"] - before["both_private_mib"]
-    return after | {"bytes_per_page": more * 2**20 / min(units, most - 64)}
+    return after | {"bytes_per_page": bytes_more(before, after, min(units, most - 64))}

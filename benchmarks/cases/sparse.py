@@ -21,7 +21,7 @@ from benchmarks.child import contender
 from benchmarks.limit import limit
 from benchmarks.machine import pin, warm_memory
 from benchmarks.model import Comparison, Contender, Goal, Measure, Settings
-from benchmarks.pagers import pager_memory
+from benchmarks.pagers import bytes_more, pager_memory
 from benchmarks.touch import Toucher, spread_offsets
 
 __all__ = ["comparisons", "fault"]
@@ -93,6 +93,12 @@ def fault(size: int, window: int, touches: int, cpu: int | None) -> dict[str, fl
     offsets += np.uint64((size - window) // 2)
     toucher = Toucher(array)
     toucher.touch(offsets[:before])
+    memory = pager_memory()
     done = toucher.touch(offsets[before:])
+    found = pager_memory()
     del first
-    return {"us": done.ns / 1000 / touches, "open": opened / 1e6} | pager_memory()
+    return found | {
+        "us": done.ns / 1000 / touches,
+        "open": opened / 1e6,
+        "bytes_per_page": bytes_more(memory, found, touches),
+    }

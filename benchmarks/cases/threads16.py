@@ -19,6 +19,7 @@ from benchmarks.files import numbers_file, warm
 from benchmarks.limit import limit
 from benchmarks.machine import warm_memory
 from benchmarks.model import Comparison, Goal, Measure, Settings
+from benchmarks.pagers import bytes_more, pager_memory
 from benchmarks.stats import latencies
 from benchmarks.touch import Toucher, shuffled
 
@@ -69,12 +70,14 @@ def fault(path: str, touches: int, threads: int) -> dict[str, float]:
     warm_memory(2 * touches * PAGE)
     array = refault.open(path, dtype="u8", page_size=PAGE)
     parts = np.array_split(shuffled(touches, PAGE), threads)
+    memory = pager_memory()
     done = Toucher(array).touch_in_threads(parts)
     means = [ns / len(part) for ns, part in zip(done.each, parts, strict=True)]
     found = {
         "us": done.ns / 1000 / touches,
         "per_second": touches * 1e9 / done.ns,
         "unfairness": max(means) / min(means),
+        "bytes_per_page": bytes_more(memory, pager_memory(), touches),
     }
     if done.latencies is not None:
         found |= latencies(done.latencies)

@@ -3,8 +3,8 @@
 The popularity of the file's 4 KiB pages follows Zipf's law with exponent 0.99; the pages are
 scattered over the file at random, and which 64 bytes of a page are read is random too.  Not
 counted: the most popular pages are touched in the file's order until the memory is full, and then
-as many reads as will be counted.  That is two thirds of one turnover of the memory: too few for a
-policy of eviction to learn from, see `benchmarks.cases.policies`.
+eight times as many reads as may be counted bring eviction to its steady state: a policy that learns
+from what comes back needs some turnovers of the memory for it.
 
 Compared: refault with 4 KiB units (what fits the pattern), the same with plain first-in-first-out
 eviction in the pager (its `WorkingSet` replaced by `benchmarks.pagers.Fifo`, nothing else),
@@ -15,9 +15,14 @@ What is not the same: a page that refault has evicted may still be in the kernel
 its bound does not count.  So there is also refault *with all of it in the same cgroup* (3/4 of the
 bound resident, the rest for the interpreters and page cache).  In the cgroups the file is out of
 the page cache at the beginning; for the others it is in it.  One whose page cache is not bounded
-reads from memory, the others from the disk: compare within each kind.  The latter make a twentieth
-of the reads: what is compared is a rate, and a memory-mapped file of which a quarter fits, read
-with the kernel's readahead around each fault, would take a quarter of an hour.
+reads from memory, the others from the disk: compare within each kind.
+
+Nor is the number of reads the same. Both parts, what is not counted and what is, end after eight
+million and one million reads or after `SECONDS`, whichever comes first: with the kernel's readahead
+around every fault a memory-mapped file of which a quarter fits would take an hour. A throughput is
+a rate, and "reads" tells how many it is from; but who is cut short had fewer reads to bring
+eviction to its steady state too, and has more of the most popular pages still in memory, which is
+to its advantage.
 
 Which accesses miss, by policy of eviction, without any clock: `benchmarks.cases.policies`.
 """
@@ -26,6 +31,7 @@ from __future__ import annotations
 
 import functools
 import mmap
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,8 +43,7 @@ from benchmarks.machine import warm_memory
 from benchmarks.model import Comparison, Contender, Goal, Measure, Settings
 from benchmarks.pagers import use_fifo_pager
 from benchmarks.stats import latencies
-from benchmarks.touch import Offsets, Toucher
-from benchmarks.traces import places, zipf
+from benchmarks.touch import Offsets, Touched, Toucher, scattered, zipf
 
 __all__ = ["comparisons", "read_memmap", "read_refault"]
 
@@ -47,6 +52,10 @@ PAGE = 4096
 RECORD = 64
 EXPONENT = 0.99
 THREADS = 2
+SECONDS = 12.0
+"""How long each part may take."""
+FIRST, MOST = 1_000, 64_000
+"""Reads between two looks at the clock: at first, and at most."""
 
 
 def comparisons(settings: Settings) -> Iterator[Comparison]:
@@ -56,7 +65,6 @@ def comparisons(settings: Settings) -> Iterator[Comparison]:
     path = numbers_file(settings.data, size)
     bound = resident + 64 * MIB
     base: dict[str, Any] = {"path": str(path), "size": size, "touches": touches}
-    few = base | {"touches": touches // 20}
     hot, cold = functools.partial(warm, path), functools.partial(drop, path)
 
     def ours(name: str, page: int | None, *, fifo: bool = False) -> Contender:
@@ -72,7 +80,7 @@ def comparisons(settings: Settings) -> Iterator[Comparison]:
             group=bound,
             resident=resident,
             random=random,
-            **few,
+            **base,
         )
 
     bounded = f"memmap in {bound >> 20} MiB"
@@ -93,10 +101,15 @@ def comparisons(settings: Settings) -> Iterator[Comparison]:
                 resident=resident * 3 // 4,
                 page=PAGE,
                 fifo=False,
-                **few,
+                **base,
             ),
         ],
-        [Measure("throughput", "1000 reads/s"), Measure("p50", "us"), Measure("p99", "us")],
+        [
+            Measure("throughput", "1000 reads/s"),
+            Measure("p50", "us"),
+            Measure("p99", "us"),
+            Measure("reads", "", 0),
+        ],
         [
             Goal("refault", "throughput", bounded, at_least=1.0),
             Goal("refault, 4 KiB units", "throughput", bounded, at_least=1.0),
@@ -109,10 +122,10 @@ def comparisons(settings: Settings) -> Iterator[Comparison]:
 
 def zipf_offsets(size: int, count: int, seed: int) -> Offsets:
     """Where to read: offsets of 64-byte records."""
-    pages = zipf(size // PAGE, count, EXPONENT, seed)
-    random = np.random.default_rng(seed + 1)
+    random = np.random.default_rng(seed)
+    found = zipf(size // PAGE, count, EXPONENT, random) * np.uint64(PAGE)
     records = random.integers(0, PAGE // RECORD, count, dtype=np.uint64)
-    return np.asarray(pages * np.uint64(PAGE) + records * np.uint64(RECORD), np.uint64)
+    return np.asarray(found + records * np.uint64(RECORD), np.uint64)
 
 
 def read_refault(
@@ -147,9 +160,28 @@ def read_memmap(
 
 def _read(array: Any, size: int, touches: int, resident: int) -> dict[str, float]:
     toucher = Toucher(array, words=RECORD // 8)
-    popular = np.sort(places(size // PAGE)[: resident // PAGE]).astype(np.uint64) * np.uint64(PAGE)
+    popular = np.sort(scattered(size // PAGE)[: resident // PAGE]).astype(np.uint64) * np.uint64(
+        PAGE
+    )
     toucher.touch(popular, record=False)
-    toucher.touch_in_threads(np.array_split(zipf_offsets(size, touches, 10), THREADS), record=False)
-    done = toucher.touch_in_threads(np.array_split(zipf_offsets(size, touches, 20), THREADS))
-    found = {"throughput": touches * 1e6 / done.ns}
-    return found | (latencies(done.latencies) if done.latencies is not None else {})
+    _touch_for_a_while(toucher, zipf_offsets(size, 8 * touches, 10))
+    done = _touch_for_a_while(toucher, zipf_offsets(size, touches, 20))
+    reads = sum(count for count, _ in done)
+    seen = [one.latencies for _, one in done if one.latencies is not None]
+    found = {"reads": float(reads), "throughput": reads * 1e6 / sum(one.ns for _, one in done)}
+    return found | (latencies(np.concatenate(seen)) if seen else {})
+
+
+def _touch_for_a_while(toucher: Toucher, offsets: Offsets) -> list[tuple[int, Touched]]:
+    """Touch piece after piece until all is done or the time is up; of each, how many."""
+    deadline = time.monotonic() + SECONDS
+    done: list[tuple[int, Touched]] = []
+    at, size = 0, FIRST
+    while at < len(offsets) and time.monotonic() < deadline:
+        piece = offsets[at : at + size]
+        touched = toucher.touch_in_threads(np.array_split(piece, THREADS))
+        done.append((len(piece), touched))
+        at += len(piece)
+        if touched.ns < SECONDS * 1e9 / 20:
+            size = min(2 * size, MOST)
+    return done

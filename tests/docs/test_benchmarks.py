@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
+import numpy as np
 import pytest
 
 from helpers.userfaultfd import needs_userfaultfd
@@ -39,6 +42,118 @@ def test_the_readme_names_all_cases() -> None:
     text = (ROOT / "benchmarks" / "README.md").read_text()
     for path in (ROOT / "benchmarks" / "cases").glob("[a-z]*.py"):
         assert f"| `{path.stem}` |" in text
+
+
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+@pytest.mark.usefixtures("importable")
+def test_every_contender_of_pfbenchmark_finds_what_it_expects(tmp_path: pathlib.Path) -> None:
+    from benchmarks.files import numbers_file, restore_numbers
+
+    path = numbers_file(tmp_path, 1 << 16)
+    numbers = path.read_bytes()
+    path.write_bytes(bytes(1 << 16))
+    assert numbers_file(tmp_path, 1 << 16) == path
+    restore_numbers(path, 1 << 16)
+    assert path.read_bytes() == numbers
+    assert np.array_equal(np.frombuffer(numbers, "u8"), np.arange(1 << 13))
+
+
+@pytest.mark.usefixtures("importable")
+def test_pfbenchmark_is_held_against_the_published_figures_too(tmp_path: pathlib.Path) -> None:
+    from benchmarks.cases import pfbenchmark
+    from benchmarks.model import Settings
+
+    found = list(pfbenchmark.comparisons(Settings(1, True, tmp_path, tmp_path)))
+    assert len(found) == 9
+    for comparison in found:
+        names = {one.name for one in comparison.contenders}
+        assert {goal.against for goal in comparison.goals} == {"UMap", comparison.baseline}
+        assert comparison.baseline in names and "UMap" in names
+    bounds = [goal.at_most for goal in found[0].goals if goal.against != "UMap"]
+    assert bounds == [pytest.approx(71.975 / 10.6 / 4)] * 2
+
+
+@pytest.mark.parametrize("operation", ["read", "write", "read-modify-write"])
+@pytest.mark.usefixtures("importable")
+def test_touching_without_a_compiler_does_the_same(
+    operation: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.compiler import VARIABLE, build
+    from benchmarks.model import Missing
+    from benchmarks.touch import Toucher, shuffled
+
+    found = []
+    # Set by `build`, for child processes.
+    monkeypatch.setenv(VARIABLE, "")
+    try:
+        build("touch.c", tmp_path)
+    except Missing as error:
+        pytest.skip(str(error))
+    for compiled in (True, False):
+        array = np.arange(4096, dtype="u8") * 3
+        toucher = Toucher(array, words=2)
+        assert toucher.function is not None
+        if not compiled:
+            toucher.function = None
+        parts = np.array_split(shuffled(64, 512), 3)
+        found.append((toucher.touch_in_threads(parts, operation).total, array.tolist()))
+    assert found[0] == found[1]
+    assert (found[0][0] > 0) == (operation != "write")
+
+
+@pytest.mark.usefixtures("importable")
+def test_a_contender_may_have_an_environment_of_its_own(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.child import contender
+
+    text = "import os\ndef said():\n    return {'said': float(os.environ['SAID'])}\n"
+    (tmp_path / "module_of_a_contender.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    said = importlib.import_module("module_of_a_contender").said
+    assert contender("one", said, environment={"SAID": "5"}).run() == {"said": 5}
+
+
+@pytest.mark.usefixtures("importable")
+def test_a_compact_table_has_medians_alone_and_goals_say_why() -> None:
+    from benchmarks.report import as_text
+
+    text = as_text(_outcome(compact=True))
+    assert ".." not in text
+    assert "at most 0.25 (4 times as fast): MISSED (2)" in text
+    assert "2.00  [2.00 .. 2.00]" in as_text(_outcome(compact=False))
+
+
+@pytest.mark.usefixtures("importable")
+def test_every_plotted_measure_has_a_panel(tmp_path: pathlib.Path) -> None:
+    from benchmarks import plot
+
+    if not plot.available():
+        pytest.skip("no matplotlib")
+    outcomes = [_outcome(series={"one": 1, "other": 2048}), _outcome(), _outcome(plotted="b")]
+    panels = [panel for outcome in outcomes for panel in plot._panels(outcome)]
+    assert [measure.name for _, measure in panels] == ["a", "a", "b"]
+    plot.plot(outcomes, tmp_path / "plot.svg")
+    assert (tmp_path / "plot.svg").stat().st_size > 1000
+
+
+def _outcome(**more: Any) -> Any:
+    from benchmarks.model import Comparison, Contender, Goal, Measure
+    from benchmarks.run import measure
+
+    contenders = [
+        Contender("one", lambda: {"a": 2.0, "b": 3.0}),
+        Contender("other", lambda: {"a": 1.0, "b": 3.0}),
+    ]
+    goals = [Goal("one", "a", "other", at_most=0.25, why="4 times as fast")]
+    measures = [Measure("a", "us"), Measure("b", "", label="what it is")]
+    comparison = Comparison("title", contenders, measures, goals, baseline="other", **more)
+    return measure(comparison, 2, warm_up=False)
 
 
 @needs_userfaultfd

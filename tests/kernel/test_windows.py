@@ -363,7 +363,7 @@ def passes(path: str) -> None:
 
     import refault
 
-    x = refault.open(path, dtype="u8", resident="32MiB")
+    x = refault.open(path, dtype="u8", resident="32MiB", page_size="64KiB")
     region = refault.region(x)
     expected = np.arange(1, len(x) + 1)
     places = np.random.default_rng(5).integers(0, len(x), 3000)

@@ -24,6 +24,8 @@ IN_FINGERPRINT = {
         "dirty", "vmas", "protection",
         # Decides nothing.
         "counters", "seen",
+        # Nobody changes units here, and nothing is closed.
+        "holders", "chooser", "closed",
     },
     # `account` is `usage`, and `peak`, which decides nothing.
     "budget": {"account", "freed", "limit", "low_free", "mappings", "parent", "reclaiming"},

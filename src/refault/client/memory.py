@@ -83,8 +83,6 @@ class Memory:
         The range: whole pages.
     data_address, data_length
         The bytes that were asked for.
-    page_size
-        Bytes that come and go together.
     region
         Who holds this object.
     """
@@ -104,7 +102,8 @@ class Memory:
         self._writable_in_child = request.writable and not request.private
         mapped, fd = connection.map(request, fds)
         self.length = mapped.map_length
-        self.page_size = mapped.page_size
+        self._page_size = mapped.page_size
+        self._page_size_given = request.page_size is not None
         self.data_length = mapped.data_length
         self.address = _install(connection, mapped, fd, writable=self._writable)
         self.data_address = self.address + mapped.data_offset
@@ -117,6 +116,16 @@ class Memory:
     def writable(self) -> bool:
         """Whether this process may write to the range."""
         return self._writable
+
+    @property
+    def page_size(self) -> int:
+        """Bytes that come and go together, now; when it was asked last if it is served no more."""
+        if not self._page_size_given and self._connection is not None:
+            with contextlib.suppress(Error):
+                found = self._connection.call(messages.Statistics(self._number)).value
+                if isinstance(found, dict):
+                    self._page_size = int(found["page_size"])
+        return self._page_size
 
     @property
     def number(self) -> int:

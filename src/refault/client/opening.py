@@ -71,8 +71,11 @@ def open(
         How much of the array may be in memory, as bytes or as "2GiB"; None: bounded by
         `refault.configure` alone.
     page_size
-        Bytes that come and go together: a power of two, "4KiB" to "2MiB"; None: the
-        pager decides.
+        Bytes that come and go together: a power of two, "4KiB" to "2MiB".  None: 64 KiB
+        (less, if `resident` is small); of a file that is not opened with mode "c" they become 4 KiB
+        or 256 KiB while it is used, if that fits better, and `Region.page_size` says what they are.
+        All regions of one file have the same; of a file that is open already, they become
+        what is given here.
     deadline
         Seconds that a touch waits for a store that fails; then the program gets a
         SIGBUS.  None: for ever.

@@ -100,7 +100,10 @@ class Region:
 
     @property
     def page_size(self) -> int:
-        """Bytes that come and go together; 0 if the array has no elements."""
+        """Bytes that come and go together; 0 if the array has no elements.
+
+        If it was not given, it changes with how the array is used: see `refault.open`.
+        """
         return 0 if self._memory is None else self._memory.page_size
 
     @property

@@ -69,6 +69,8 @@ class RegionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes that may be in memory; -1: bounded by the budget of the process alone."""
     page_size: int = 0
     """Bytes that come and go together."""
+    unit_changes: int = 0
+    """How often that has changed."""
     more: dict[str, int | float] = {}
     """What else the pager counts; some of it for all regions together."""
 

@@ -260,6 +260,16 @@ def sync_units(
     BaseException or None
         The first error.
     """
+    mapping.holders += 1
+    try:
+        return (yield from _sync_units(machine, mapping, first, last, task))
+    finally:
+        mapping.holders -= 1
+
+
+def _sync_units(
+    machine: Machine, mapping: Mapping, first: int, last: int, task: Task
+) -> Waits[BaseException | None]:
     failed: BaseException | None = None
     indexes = sorted(
         index

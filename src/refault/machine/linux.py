@@ -104,9 +104,7 @@ class LinuxAddressSpace(AddressSpace):
 
     def insert(self, vma: Vma) -> None:
         super().insert(vma)
-        native = vma.mapping.native  # type: ignore[attr-defined]
-        if self.served is not None and native is not None:
-            self.served.insert(vma, native)
+        self.restore(vma)
 
     def withdraw(self, vma: Vma) -> None:
         """Somebody wants the lock of a vma for writing: native code, which takes no locks, leaves.
@@ -115,6 +113,11 @@ class LinuxAddressSpace(AddressSpace):
         """
         if self.served is not None:
             self.served.remove(vma)
+
+    def restore(self, vma: Vma) -> None:
+        native = vma.mapping.native  # type: ignore[attr-defined]
+        if self.served is not None and native is not None:
+            self.served.insert(vma, native)
 
     def remove(self, vma: Vma) -> None:
         self.withdraw(vma)
@@ -144,9 +147,10 @@ class LinuxMapping(Mapping):
         self.native: MappingRecord | None = None
         self.windows: list[Any] = []
         self.window_bytes = 0
+        self.window_holds = 0
+        self.page_size_given = False
         self.write_pause: PageError | None = None
         self.write_end: BaseException | None = None
-        self.closed = False
         self.users = 0
         try:
             name = os.fsencode(os.path.basename(self.name))[:200]
@@ -197,6 +201,10 @@ class LinuxMapping(Mapping):
         if use != self.file_windows:
             self.file_windows = use
             self.budget_changed()
+
+    def can_change(self) -> bool:
+        windows = any(one.windows for one in self.windows)
+        return not windows and not self.given_up and super().can_change()
 
     def give_up(self, index: int) -> None:
         """A Ctrl-C leaves a page of 0xFF in a unit that is absent."""

@@ -56,6 +56,12 @@ class AddressSpace:
         vma.mapping.vmas.remove(vma)
         vma.detached = True
 
+    def withdraw(self, vma: Vma) -> None:
+        """Somebody holds the lock of a vma for writing: whoever takes no locks must leave it."""
+
+    def restore(self, vma: Vma) -> None:
+        """The opposite of `withdraw`, for a vma that stays."""
+
     def __iter__(self) -> Iterator[Vma]:
         return iter(tuple(self._vmas))
 

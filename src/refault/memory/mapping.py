@@ -24,6 +24,8 @@ from .page import (
 )
 from .protection import Protection
 from .readahead import Readahead
+from .units import convert, swapped
+from .unitsize import UnitChooser
 from .wait import WaitQueue
 from .workingset import WorkingSet
 
@@ -61,6 +63,7 @@ class Counters:
         "store_writes",
         "swap_reads",
         "swap_writes",
+        "unit_changes",
         "write_protect_faults",
     )
 
@@ -93,6 +96,7 @@ class Counters:
         store_writes: int
         swap_reads: int
         swap_writes: int
+        unit_changes: int
         write_protect_faults: int
 
 
@@ -147,6 +151,15 @@ class Mapping:
         Whether changed units may be written to the store.
     readahead
         Whether sequential reads are recognised.
+
+    Attributes
+    ----------
+    holders
+        Tasks that remember numbers of units over a wait; the size of the units stays meanwhile.
+    closed
+        Everything has been given back.
+    chooser
+        Learns which size fits; None: it was given, and stays.
     """
 
     def __init__(
@@ -181,10 +194,12 @@ class Mapping:
         self.counters = Counters()
         self.protection: Protection | None = None
         self.reclaiming = False
-        limit = budget.limit if budget.limit is not None else None
-        self.working_set = WorkingSet(self.pages, None if limit is None else limit // page_size)
+        self.holders = 0
+        self.closed = False
+        self.chooser: UnitChooser | None = None
+        self.working_set = self._make_working_set()
         self.file_windows = False
-        self.readahead = Readahead(page_size, limit) if readahead else None
+        self.readahead = Readahead(page_size, budget.limit) if readahead else None
         self._queues: dict[int, WaitQueue] = {}
         level: Budget | None = budget
         while level is not None:
@@ -211,6 +226,38 @@ class Mapping:
     def make_flags(pages: int) -> bytearray | memoryview:
         """So many state bytes, all 0; a machine may have lazier ones."""
         return bytearray(pages)
+
+    def set_page_size(self, page_size: int) -> None:
+        """Change the size of the units, if nobody works on any: see `refault.memory.units`."""
+        convert(self, page_size)
+        self.counters.unit_changes += 1
+        self.budget_changed()
+        if self.chooser is not None:
+            self.chooser.changed(page_size, self.working_set)
+
+    def can_change(self) -> bool:
+        """Whether units of another size are possible, once nobody works on any of them.
+
+        Not while tasks hold numbers of units over a wait, pins do, units are protected, or could
+        not be read; and not if swap holds some: it knows them by their number.
+        """
+        return not (
+            self.closed
+            or self.holders
+            or self.pins
+            or self.errors
+            or self.protection is not None
+            or (self.private and swapped(self))
+        )
+
+    def renew_order(self, order: Sequence[int]) -> None:
+        """The resident units have other numbers, in this order of eviction."""
+        self.working_set = self._make_working_set()
+        self.working_set.add_many(order)
+
+    def _make_working_set(self) -> WorkingSet:
+        limit = self.budget.limit
+        return WorkingSet(self.pages, None if limit is None else limit // self.page_size)
 
     def budget_changed(self) -> None:
         """The limit of the budget is another one: so are the windows that follow from it."""
@@ -270,18 +317,24 @@ class Mapping:
         if queue is not None:
             queue.wake_all()
 
+    def wake_all_pages(self) -> None:
+        """Wake whoever waits for anything about any unit."""
+        for index in list(self._queues):
+            self.wake_page(index)
+
     # -- content ------------------------------------------------------------
 
     def set_uptodate(self, index: int) -> None:
         """The memfd now holds the unit's true content (the unit is locked)."""
         self.flags[index] |= PG_UPTODATE
         self.errors.pop(index, None)
-        if self.working_set.add(index):
-            self.counters.refaults += 1
+        self.entered((index,))
 
     def entered(self, indexes: Sequence[int]) -> None:
-        """Units have come in by another way than `set_uptodate`; their states say so already."""
+        """Units have come in, in this order; their states say so already."""
         self.counters.refaults += self.working_set.add_many(indexes)
+        if self.chooser is not None:
+            self.chooser.entered(indexes, self)
 
     def set_dirty(self, index: int) -> None:
         """The unit is about to be changed: what store or swap hold is old from now on."""

@@ -62,10 +62,16 @@ class RwSemaphore:
         self.readers -= 1
         self._grant()
 
+    def down_write_trylock(self) -> bool:
+        """Take the lock for writing if nobody holds or awaits it."""
+        if self.writer or self.readers or self.waiters:
+            return False
+        self.writer = True
+        return True
+
     def down_write(self, task: Task, state: TaskState) -> Waits[bool]:
         """Take the lock for writing; False if a signal ended the wait."""
-        if not self.writer and not self.readers and not self.waiters:
-            self.writer = True
+        if self.down_write_trylock():
             return True
         return (yield from self._wait(_Ticket(write=True), task, state))
 

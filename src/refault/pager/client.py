@@ -298,20 +298,25 @@ class Client:
         ahead = mapping.readahead
         windows = self.windows.get(vma) if mapping.file_windows and way > 0 else None
         task = PagerTask(self.pager.loop.scheduler, "readahead")
+        page_size = mapping.page_size
 
         def read(first: int, last: int, mark: int) -> Waits[None]:
-            if not vma.detached and vma.lock.down_read_trylock():
+            if vma.detached or not vma.lock.down_read_trylock():
+                return
+            if mapping.page_size == page_size:
                 yield from readahead(self.pager.machine, vma, task, first, last, mark=mark)
-                vma.lock.up_read()
+            vma.lock.up_read()
 
         def work() -> Waits[None]:
             if windows is None:
                 yield from read(first, last, way)
                 return
             yield from read(first, windows.uncovered(first, first + 1), way)
-            if (yield from windows.open(first + 1, last)):
+            if mapping.page_size != page_size or (yield from windows.open(first + 1, last)):
                 return
-            most = min(last, first + max(1, MAX_BYTES // mapping.page_size))
+            if mapping.page_size != page_size:
+                return
+            most = min(last, first + max(1, MAX_BYTES // page_size))
             if most < last and ahead is not None:
                 ahead.shorten(window, most)
             yield from read(first + 1, windows.uncovered(first + 1, most), 0)

@@ -13,6 +13,7 @@ from refault.errors import Error, StoreError, UsageError
 from refault.fault import gup
 from refault.fault.gup import Foll, GupOutcome
 from refault.fault.reclaim import evict_units, sync_units
+from refault.machine.linux import LinuxMapping
 from refault.memory.vma import Vma
 from refault.memory.wait import Signal, Waits
 from refault.stores.base import Store
@@ -22,7 +23,7 @@ from refault.wire import messages as wire
 
 from .patience import Patience
 from .tasks import PagerTask
-from .windows import AgentSocket
+from .windows import AgentSocket, no_windows
 
 if TYPE_CHECKING:
     from .client import Client
@@ -198,27 +199,24 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
             )
         if mapping is not None:
             assert isinstance(source, wire.FileSource) and isinstance(mapping.store, FileStore)
-            if message.page_size not in (None, mapping.page_size):
+            try:
+                if message.page_size is not None:
+                    yield from _give_page_size(request, mapping, message.page_size, task)
+                pager.usable(limit, mapping.page_size)
+            except BaseException:
                 store_close(store)
-                raise UsageError(
-                    f"{name} is open with page_size={mapping.page_size}; all regions of one file "
-                    f"share their pages: leave page_size out or give the same"
-                )
-            pager.usable(limit, mapping.page_size)
+                raise
             if source.writable and not mapping.writable:
                 # What is changed from now on is in memory before it is in the file.
-                mapping.use_file_windows(False)
                 try:
-                    while any(one.windows for one in mapping.windows):
-                        for one in list(mapping.windows):
-                            yield from one.give_back(0, mapping.pages)
-                        # Somebody may have opened it for reading meanwhile, or closed it.
-                        mapping.use_file_windows(False)
-                    if mapping not in pager.references:
-                        raise StoreError(f"{name}: was closed meanwhile; open it again")
+                    yield from no_windows(mapping)
                 except BaseException:
                     store_close(store)
                     raise
+                if mapping not in pager.references:
+                    store_close(store)
+                    raise StoreError(f"{name}: was closed meanwhile; open it again")
+                mapping.use_file_windows(False)
                 mapping.writable = True
                 mapping.store.adopt(os.dup(fds[0]), True)
             store_close(store)
@@ -246,6 +244,24 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
         return wire.Done()
 
     request.run("map", work)
+
+
+def _give_page_size(
+    request: Request, mapping: LinuxMapping, page_size: int, task: PagerTask
+) -> Waits[None]:
+    """A file that is open already is opened with a page size."""
+    if mapping.page_size_given and mapping.page_size != page_size:
+        raise UsageError(
+            f"{mapping.name} is open with page_size={mapping.page_size}; all regions of one file "
+            f"share their pages: leave page_size out or give the same"
+        )
+    given, mapping.page_size_given = mapping.page_size_given, True
+    chooser, mapping.chooser = mapping.chooser, None
+    try:
+        yield from request.client.pager.units.fix(mapping, page_size, task)
+    except BaseException:
+        mapping.page_size_given, mapping.chooser = given, chooser
+        raise
 
 
 def store_close(store: Store) -> None:
@@ -461,18 +477,22 @@ def _prefetch(request: Request, message: wire.Prefetch, fds: list[int]) -> None:
 def _evict(request: Request, message: wire.Evict, fds: list[int]) -> None:
     region = _region(request, message.region)
     pager, mapping = request.client.pager, region.mapping
-    first, last = region.units(message.start, message.end)
 
     def work(task: PagerTask) -> Waits[wire.Reply]:
         before = mapping.resident
-        yield from _no_windows(request, region, first, last)
+        yield from _no_windows(request, region, *region.units(message.start, message.end))
+        first, last = region.units(message.start, message.end)
         units = sorted(index for index in mapping.working_set if first <= index < last)
-        for at in range(0, len(units), 64):
-            failed = yield from evict_units(
-                pager.machine, mapping, units[at : at + 64], task, ghost=False
-            )
-            if failed is not None:
-                raise StoreError(f"evict: {mapping.name}: {failed}; the pages are kept")
+        mapping.holders += 1
+        try:
+            for at in range(0, len(units), 64):
+                failed = yield from evict_units(
+                    pager.machine, mapping, units[at : at + 64], task, ghost=False
+                )
+                if failed is not None:
+                    raise StoreError(f"evict: {mapping.name}: {failed}; the pages are kept")
+        finally:
+            mapping.holders -= 1
         return wire.Done(max(0, before - mapping.resident))
 
     request.run("evict", work)

@@ -23,6 +23,7 @@ from .loop import Loop
 from .patience import Patience
 from .placement import Placement
 from .tasks import PagerTask
+from .units import Units
 from .workers import Lane
 
 __all__ = ["Pager", "Region"]
@@ -94,6 +95,7 @@ class Pager:
         self.references: dict[LinuxMapping, set[int]] = {}
         self.lanes: dict[LinuxMapping, Lane] = {}
         self.closing = 0
+        self.units = Units(self)
         self.numbers = iter(range(1, 1 << 62))
 
     # -- Services -----------------------------------------------------------
@@ -177,6 +179,7 @@ class Pager:
         key: tuple[int, int] | None = None,
     ) -> LinuxMapping:
         """Make a mapping; one that is `shared` by a key is found again by it."""
+        given = page_size is not None
         if page_size is None:
             page_size = DEFAULT_PAGE_SIZE
             while limit is not None and page_size > SMALLEST_PAGE_SIZE and limit < 16 * page_size:
@@ -209,6 +212,9 @@ class Pager:
             mapping.native = MappingRecord(self.loop.server, mapping)
         self.lanes[mapping] = self.loop.workers.lane(LANE_WIDTH)
         self.references[mapping] = set()
+        mapping.page_size_given = given
+        if not given:
+            self.units.watch(mapping)
         if key is not None:
             self.shared[key] = mapping
         return mapping
@@ -302,6 +308,7 @@ class Pager:
                 yield from sync_units(self.machine, mapping, 0, mapping.pages, task)
             return
         self.closing += 1
+        self.units.stop(mapping)
         try:
             yield from self._last_writeback(mapping, region, task)
         finally:
@@ -404,6 +411,18 @@ class Pager:
         StoreError, UsageError
             It cannot go.
         """
+        mapping.holders += 1
+        try:
+            yield from self._drop_tail(mapping, task)
+        finally:
+            mapping.holders -= 1
+        if mapping not in self.references:
+            raise StoreError(f"{mapping.name}: was closed meanwhile; open it again")
+        if size > mapping.size:
+            mapping.store.size = size  # type: ignore[misc]
+            mapping.grow(size)
+
+    def _drop_tail(self, mapping: LinuxMapping, task: Task) -> Waits[None]:
         tail = mapping.pages - 1
         while mapping.size % mapping.page_size and mapping.flags[tail] & (PG_UPTODATE | PG_LOCKED):
             if tail in mapping.pins:
@@ -418,11 +437,6 @@ class Pager:
                 yield Wait(mapping.page_queue(tail), TaskState.INTERRUPTIBLE, WaitReason.PAGE_LOCK)
             if task.signal_pending():
                 raise StoreError(f"{mapping.name}: cannot grow: it was cancelled")
-        if mapping not in self.references:
-            raise StoreError(f"{mapping.name}: was closed meanwhile; open it again")
-        if size > mapping.size:
-            mapping.store.size = size  # type: ignore[misc]
-            mapping.grow(size)
 
     # -- life -----------------------------------------------------------------
 

@@ -70,7 +70,7 @@ from refault.stores.file import FileStore
 
 from .loop import Loop
 
-__all__ = ["AgentSocket", "Window", "Windows"]
+__all__ = ["AgentSocket", "Window", "Windows", "no_windows"]
 
 SMALLEST_BYTES = 3 << 20
 """Below that, to map costs as much as to copy."""
@@ -246,6 +246,7 @@ class Windows:
             size >= SMALLEST_BYTES
             and (half is None or size <= half)
             and mapping.file_windows
+            and not mapping.window_holds
             and self.agent.alive
             and not self.closed
             and not self.vma.detached
@@ -352,10 +353,19 @@ class Windows:
         """Charge a window, and make room for it if need be; False, and nothing charged, if not."""
         mapping = self.mapping
         budget = mapping.budget
-        size = (last - first) * mapping.page_size
-        piece = max(mapping.page_size, PIECE_BYTES // mapping.page_size * mapping.page_size)
+        page_size = mapping.page_size
+        size = (last - first) * page_size
+        piece = max(page_size, PIECE_BYTES)
+
+        def wanted() -> bool:
+            return (
+                mapping.page_size == page_size
+                and self.fits(first, last)
+                and self.uncovered(first, last) == last
+            )
+
         charged = 0
-        while charged < size and self.fits(first, last) and self.uncovered(first, last) == last:
+        while charged < size and wanted():
             half = self._half()
             if half is not None and (excess := mapping.window_bytes + size - half) > 0:
                 if not self._oldest_leave(excess):
@@ -368,11 +378,11 @@ class Windows:
                 charged += step
             elif len(self.windows) > 1 and self._oldest_leave(step):
                 yield Wait(budget.freed, TaskState.UNINTERRUPTIBLE, WaitReason.MEMORY)
-            elif shrink_clean(self.machine, full, step // mapping.page_size):
+            elif shrink_clean(self.machine, full, step // page_size):
                 yield RESCHEDULE
             else:
                 break
-        if charged == size and self.fits(first, last) and self.uncovered(first, last) == last:
+        if charged == size and wanted():
             return True
         if charged and not mapping.closed:
             budget.uncharge(charged)
@@ -473,3 +483,21 @@ class Windows:
         if not self.mapping.closed:
             self.mapping.budget.uncharge(window.charge)
         self.changed.wake_all()
+
+
+def no_windows(mapping: LinuxMapping) -> Waits[None]:
+    """Give back all windows of a mapping.
+
+    When it returns there are none, and none comes before the caller waits again.
+
+    Raises
+    ------
+    KernelError
+        One cannot be given back.
+    """
+    mapping.window_holds += 1
+    try:
+        for windows in list(mapping.windows):
+            yield from windows.give_back(0, mapping.pages)
+    finally:
+        mapping.window_holds -= 1
