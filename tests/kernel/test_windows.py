@@ -471,7 +471,7 @@ def forks(path: str) -> None:
     os.register_at_fork(before=lambda: threads.append(len(os.listdir("/proc/self/task"))))
     import refault
 
-    x = refault.open(path, dtype="u8", resident="32MiB")
+    x = refault.open(path, dtype="u8", resident="32MiB", page_size="64KiB")
     assert x[:2_000_000].sum()
     before = len(os.listdir("/proc/self/task"))
     for _ in range(2):

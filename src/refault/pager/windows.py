@@ -46,6 +46,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -131,7 +132,7 @@ class AgentSocket:
             self._loop.remove(self._socket.fileno())
             self._socket.close()
             while self._waiting:
-                self._waiting.popleft()(-1)
+                self._waiting.popleft()(errno.EPIPE)
 
     def _answers(self, events: int) -> None:
         while self.alive:
@@ -317,6 +318,8 @@ class Windows:
             if not overlapping:
                 return
             for window in overlapping:
+                if not window.error:
+                    self._give_back(window)
                 if window.error:
                     raise KernelError(
                         window.error,
@@ -324,7 +327,6 @@ class Windows:
                         f" ({os.strerror(window.error)}); close some files, or raise the limits of"
                         " open files (ulimit -n) and of mappings (vm.max_map_count)",
                     )
-                self._give_back(window)
             yield Wait(self.changed, TaskState.UNINTERRUPTIBLE, WaitReason.ADDRESS_SPACE)
 
     def settled(self) -> Waits[None]:
@@ -424,7 +426,7 @@ class Windows:
             lambda error: self._restored(window, error),
         )
         if not sent:
-            self._restored(window, -1)
+            self._restored(window, errno.EPIPE)
 
     def _overlaid(self, window: Window, error: int) -> None:
         if window not in self.windows:
@@ -450,7 +452,7 @@ class Windows:
     def _restored(self, window: Window, error: int) -> None:
         if window not in self.windows:
             return
-        if error and self.agent.alive:
+        if error and not self.closed:
             # It is there still, and charged; another one may go instead.
             window.leaving = False
             window.error = error
@@ -461,8 +463,10 @@ class Windows:
 
     def _failed(self, what: str, error: int) -> None:
         if self.agent.alive and self.mapping.file_windows:
-            reason = os.strerror(error) if error > 0 else "its process does not answer"
-            say(f"{self.mapping.name}: a window on the file {what} ({reason}); no more are made")
+            say(
+                f"{self.mapping.name}: a window on the file {what} ({os.strerror(error)}); no more"
+                " are made"
+            )
         self.mapping.use_file_windows(False)
 
     def _drop_under(self, window: Window) -> None:
