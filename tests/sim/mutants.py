@@ -466,7 +466,7 @@ MUTANTS = (
         mapping.Mapping.droppable,
         "state & (PG_LOCKED | PG_WRITEBACK | PG_DIRTY)",
         "state & (PG_LOCKED | PG_WRITEBACK)",
-        "failing-writeback",
+        "pin-pressure",
     ),
     Mutant(
         "pinned-page-dropped",
@@ -508,7 +508,7 @@ MUTANTS = (
         "flush-too-early",
         "a flush does not wait for a write that is under way",
         "lost write",
-        reclaim.sync_units,
+        reclaim._sync_units,
         "        yield from wait_on_writeback(mapping, part)\n",
         "",
         "flush-twice",

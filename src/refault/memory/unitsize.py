@@ -43,6 +43,9 @@ FIXED: Final = 14 << 10
 LEAST: Final = 64
 """Fewer evictions of large units tell nothing."""
 
+LEAST_SMALL: Final = 4096
+"""Fewer small units tell nothing: a few windows that were read ahead by mistake are as many."""
+
 PART: Final = 4
 """Large units are judged when one in so many of those in memory was evicted."""
 
@@ -54,6 +57,9 @@ LONGEST: Final = 1 << 12
 
 PROVED: Final = 16
 """After so many judgements for small units in a row, trials that failed before are forgotten."""
+
+TRIED: Final = 4
+"""So many judgements for small units are more than a trial: two must say that they were wrong."""
 
 IN_ORDER: Final = 3
 """After so many judgements in a row that all is in order, the largest units are tried."""
@@ -102,7 +108,7 @@ class UnitChooser:
         self._scattered = self._in_order = 0
         # Of small ones.
         self._shadow: OrderedDict[int, None] = OrderedDict()
-        self._room = self._mask = self._window = self._sampled = self._missed = 0
+        self._room = self._mask = self._window = self._sampled = self._missed = self._dense = 0
 
     def changed(self, page_size: int, order: Iterable[int]) -> None:
         """The units have another size now; `order` are those in memory, oldest first."""
@@ -119,8 +125,8 @@ class UnitChooser:
             self._mask = 2 * self._mask + 1
         self._shadow.update((block, None) for block in blocks if not _hash(block) & self._mask)
         self._room = max(1, len(self._shadow))
-        self._window = max(LEAST << self._shift, len(blocks))
-        self._sampled = self._missed = 0
+        self._window = max(LEAST_SMALL, len(blocks))
+        self._sampled = self._missed = self._dense = 0
 
     def entered(self, indexes: Sequence[int], mapping: Mapping) -> None:
         """Units have come into `mapping`."""
@@ -186,11 +192,14 @@ class UnitChooser:
                     shadow.popitem(last=False)
 
     def _judge_small(self) -> None:
-        cheaper = self._missed * self._dearer < self._sampled
+        dense = self._missed * self._dearer < self._sampled
         self._entered = self._sampled = self._missed = 0
-        if not cheaper:
+        self._dense = self._dense + 1 if dense else 0
+        if not dense:
             self._proved += 1
             return
+        if self._proved >= TRIED and self._dense == 1:
+            return  # what was read ahead by mistake looks dense for a moment
         self._pause = 1 if self._proved >= PROVED else min(2 * self._pause, LONGEST)
         self._skip = self._pause
         self._proved = 0
