@@ -74,6 +74,8 @@ def in_order(path: str) -> None:
 
     limit = 32 << 20
     x = refault.open(path, dtype="u8", resident=limit)
+    # Where huge pages of the file fit.
+    assert not x.__array_interface__["data"][0] % (2 << 20)
     region = refault.region(x)
     most = windows = 0
     for _ in range(2):

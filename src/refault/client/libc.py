@@ -16,6 +16,7 @@ from refault.errors import KernelError
 __all__ = [
     "dont_fork",
     "map_shared",
+    "place",
     "reserve",
     "set_ptracer",
     "unmap",
@@ -31,6 +32,7 @@ PROT_NONE = 0
 PROT_READ = mmap.PROT_READ
 PROT_WRITE = mmap.PROT_WRITE
 MADV_DONTFORK = 10
+HUGE = 2 << 20
 PR_SET_PTRACER = 0x59616D61
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -88,6 +90,27 @@ def reserve(address: int, length: int, *, replace: bool) -> None:
     if where != address:  # a kernel before 4.17 takes the address for a hint
         unmap(where, length)
         raise _error(errno.EEXIST, f"mmap of {length} bytes at {address:#x}")
+
+
+def place(length: int, offset: int) -> int:
+    """Reserve a range where a file can be mapped from `offset` on with huge pages; 0 for any place.
+
+    The kernel maps 2 MiB of a file at once where they are in one piece in the page cache, and
+    lie at a multiple of 2 MiB both in the file and in memory.
+    """
+    if length < HUGE:
+        return 0
+    try:
+        start = _map(0, length + HUGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
+    except KernelError:
+        return 0
+    address = start + (offset - start) % HUGE
+    end = address + length
+    if address > start:
+        unmap(start, address - start)
+    if end < start + length + HUGE:
+        unmap(end, start + length + HUGE - end)
+    return address
 
 
 def unmap(address: int, length: int) -> None:

@@ -208,6 +208,7 @@ def _install(
     fixed = address != 0
     try:
         try:
+            address = address or libc.place(length, mapped.map_offset)
             address = libc.map_shared(
                 fd, mapped.map_offset, length, writable=writable, address=address
             )

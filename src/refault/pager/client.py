@@ -291,7 +291,9 @@ class Client:
     def read_ahead(self, vma: Vma, window: Window) -> None:
         """Begin to read a window, behind everything that is waiting now.
 
-        Where the file itself can be mapped, only the window's marker is read.
+        Where the file itself can be mapped, nothing is.  The marker, the first unit, stays
+        absent: when the reader comes there, the kernel has read it, as the next one in order.  To
+        read it now would end the kernel's own readahead there, and begin it anew with small pages.
         """
         first, last, way = window
         mapping = vma.mapping
@@ -311,15 +313,12 @@ class Client:
             if windows is None:
                 yield from read(first, last, way)
                 return
-            yield from read(first, windows.uncovered(first, first + 1), way)
-            if mapping.page_size != page_size or (yield from windows.open(first + 1, last)):
-                return
-            if mapping.page_size != page_size:
+            if (yield from windows.open(first + 1, last)) or mapping.page_size != page_size:
                 return
             most = min(last, first + max(1, MAX_BYTES // page_size))
             if most < last and ahead is not None:
                 ahead.shorten(window, most)
-            yield from read(first + 1, windows.uncovered(first + 1, most), 0)
+            yield from read(first, windows.uncovered(first, most), way)
 
         task.generator = work()
         task.scheduler.alive.add(task)
