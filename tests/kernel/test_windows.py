@@ -92,6 +92,11 @@ def in_order(path: str) -> None:
     assert seen.faults < 800, seen
     region.evict()
     assert mapped_of_file() == 0
+    with open("/proc/self/maps") as maps:
+        mappings = sum("/memfd:refault:" in line for line in maps)
+    assert mappings == 1, (
+        "what is put back must join the rest: no call crosses from one to the other"
+    )
     seen = region.statistics()
     assert (seen.more["windows"], seen.more["window_bytes"], seen.resident) == (0, 0, 0), seen
     assert x[-1] == len(x)

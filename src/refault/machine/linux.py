@@ -325,12 +325,16 @@ class LinuxMachine:
     ) -> None:
         """Map units, see `Machine.map_units`."""
         start, end = vma.unit_range(first, last)
-        uffd = vma.mm.uffd  # type: ignore[attr-defined]
-        try:
+        uffd: Userfaultfd = vma.mm.uffd  # type: ignore[attr-defined]
+
+        def answer(start: int, end: int) -> None:
             if not protected:
                 uffd.continue_(start, end - start, 0 if writable else CONTINUE_WP)
             if writable and protected is not False:
                 uffd.write_protect(start, end - start, 0)
+
+        try:
+            answer(start, end)
         except PageAbsent:
             raise AssertionError(
                 f"units {first}..{last} of {vma} are uptodate but absent"
@@ -338,12 +342,13 @@ class LinuxMachine:
         except Again:
             self._wake(uffd, start, end)
         except RangeGone:
-            if last - first == 1:
-                self._wake(uffd, start, end)
-                return
-            # The others may be under a window, where the file itself is mapped.
-            for index in range(first, last):
-                self.map_units(vma, index, index + 1, writable=writable, protected=protected)
+            # Unmapped; or a window of the file lies over a part of them, or the kernel has two
+            # mappings there, and no call may cross from one to the other.
+            for page in range(start, end, mmap.PAGESIZE):
+                try:
+                    answer(page, page + mmap.PAGESIZE)
+                except (RangeGone, Again):
+                    self._wake(uffd, page, page + mmap.PAGESIZE)
 
     def _wake(self, uffd: Userfaultfd, start: int, end: int) -> None:
         try:

@@ -23,7 +23,7 @@ A trial that fails is not repeated soon, and later and later if it fails again. 
 happens while memory is not full.  No clock is read: events are counted.
 
 Where nearly all belongs to sequences there are still larger units, the *largest*: a sort is some
-10 % faster with 256 KiB.  There is no more to gain: 1 MiB is no better than that.
+8 % faster with 256 KiB.  There is no more to gain: 1 MiB is no better than that.
 """
 
 from __future__ import annotations

@@ -91,7 +91,10 @@ static void run_ahead(struct agent *agent)
 
 static int restore(struct command *c, int memory, int uffd)
 {
-    void *prepared = mmap(NULL, c->length, PROT_READ, MAP_SHARED | MAP_NORESERVE, memory, c->offset);
+    /* MAP_NORESERVE as the rest of the region has it: or the kernel does not join the two again,
+     * and a range that crosses from one to the other cannot be answered with one call. */
+    void *prepared =
+        mmap(NULL, c->length, PROT_READ, MAP_SHARED | MAP_NORESERVE, memory, c->offset);
     if (prepared == MAP_FAILED)
         return errno;
     struct uffdio_register range = {
