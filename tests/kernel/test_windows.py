@@ -112,7 +112,7 @@ def test_without_native_code_there_are_none(numbers: str) -> None:
 
         import refault
 
-        x = refault.open(path, dtype="u8", resident="32MiB")
+        x = refault.open(path, dtype="u8", resident="32MiB", page_size="64KiB")
         assert (x == np.arange(1, len(x) + 1)).all()
         seen = refault.region(x).statistics()
         assert not seen.more["windows"], seen
