@@ -287,7 +287,8 @@ def died_loudly(result: Result) -> None:
     assert result.stdout == "before\n", result.stdout
     assert KILLED in result.stderr
     assert "it gets SIGBUS" in result.stderr
-    assert "Fatal Python error: Bus error" in result.stderr
+    # Not the whole line: the guardian writes to the same place at the same time.
+    assert "Bus error" in result.stderr
     assert "SIGKILL" not in result.stderr
     assert result.seconds < 5
 
@@ -561,7 +562,7 @@ def test_pager_and_guardian_killed(when: str) -> None:
 
     result = run_child(touch, args=[when], files=FILES, timeout=10, expect=-signal.SIGBUS)
     assert result.stdout == "before\n"
-    assert "Fatal Python error: Bus error" in result.stderr
+    assert "Bus error" in result.stderr
 
 
 def test_a_forked_child_and_a_new_program_have_no_lifeline(tmp_path: Path) -> None:

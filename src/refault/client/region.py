@@ -192,7 +192,8 @@ class Region:
         Returns
         -------
         int
-            Bytes dropped; pinned pages stay.
+            Bytes dropped; pinned pages stay, and what is being read at this moment comes in
+            afterwards.
         """
         return self._request(messages.Evict, where)
 
