@@ -19,17 +19,21 @@ from refault.errors import Error, KernelError, StoreError, UsageError
 if TYPE_CHECKING:
     from refault.client.configuring import configure
     from refault.client.creating import empty, full, zeros
+    from refault.client.marks import Mark
     from refault.client.opening import open
     from refault.client.pin import Pin
     from refault.client.region import Region, region
+    from refault.client.snapshot import Snapshot, snapshot
     from refault.client.statistics import RegionStatistics
 
 __all__ = [
     "Error",
     "KernelError",
+    "Mark",
     "Pin",
     "Region",
     "RegionStatistics",
+    "Snapshot",
     "StoreError",
     "UsageError",
     "__version__",
@@ -38,18 +42,22 @@ __all__ = [
     "full",
     "open",
     "region",
+    "snapshot",
     "zeros",
 ]
 
 _HOMES = {
+    "Mark": "marks",
     "Pin": "pin",
     "Region": "region",
     "RegionStatistics": "statistics",
+    "Snapshot": "snapshot",
     "configure": "configuring",
     "empty": "creating",
     "full": "creating",
     "open": "opening",
     "region": "region",
+    "snapshot": "snapshot",
     "zeros": "creating",
 }
 

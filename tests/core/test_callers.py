@@ -15,7 +15,7 @@ from refault.fault.flags import (
 from refault.fault.reclaim import evict_units, sync_units
 from refault.fault.results import VmFault
 from refault.fault.signals import fault_signal_pending
-from refault.memory.protection import Protection
+from refault.memory.protection import Image
 from refault.memory.wait import Signal, Task, TaskState, Wait, WaitQueue, WaitReason
 
 RETRY, MAJOR = VmFault.RETRY, VmFault.MAJOR
@@ -110,7 +110,7 @@ def test_swapped_and_protected_page_needs_three_tries(
 ) -> None:
     """Where the kernel's old rule gave up: SIGBUS for a page that was to be had."""
     world = World(private=True)
-    world.mapping.protection = Protection([3])
+    protection = world.protect()
     run = world.run(
         lambda task: callers.user_fault(
             world.machine, world.mm, task, world.address(3), write=True, policy=policy
@@ -124,7 +124,7 @@ def test_swapped_and_protected_page_needs_three_tries(
         assert world.mapping.dirty == 0
     else:
         assert run.waits_for is WaitReason.WRITE_PROTECT
-        world.mapping.protection.resolve(3)
+        protection.save(3, Image(None))
         world.settle()
         assert [retry_combination(flags).letter for flags in attempts] == ["a", "b", "b"]
         assert run.result == FaultOutcome(0, 3, False, world.vma)

@@ -19,7 +19,7 @@ from refault.memory.page import (
     PG_SWAPPED,
     PG_UPTODATE,
 )
-from refault.memory.protection import Protection
+from refault.memory.protection import Image
 from refault.memory.wait import Signal, TaskState, WaitReason
 
 FIRST = FaultFlag.DEFAULT
@@ -724,7 +724,7 @@ def test_page_that_stayed_protected_while_a_later_try_waited_for_its_lock() -> N
 def protected_world() -> World:
     world = World()
     world.fill([3, 4])
-    world.mapping.protection = Protection([3])
+    world.protect()
     return world
 
 
@@ -741,7 +741,7 @@ def test_writer_asks_the_monitor(flags: int) -> None:
     assert protection.asked == {3}
     assert world.mapping.dirty == 0
     assert world.machine.calls == []
-    protection.resolve(3)
+    protection.save(3, Image(None))
     world.settle()
     assert run.result == RETRY
     assert not protection.asked
@@ -787,6 +787,8 @@ def test_reader_and_others_do_not_ask() -> None:
     # Neighbours come with it, but nothing becomes writable that must be copied first.
     assert world.machine.calls == [("map_units", 3, 5, False)]
     over(world, vmf)
+    assert world.mapping.protection is not None
+    world.mapping.protection.save(4, Image(None))
     run, vmf = world.attempt(4, FIRST | WRITE)
     assert run.result == 0
     over(world, vmf)
@@ -796,25 +798,46 @@ def test_dirty_page_is_not_mapped_writable_while_somebody_copies() -> None:
     world = World()
     world.fill([3], dirty=True)
     world.machine.tables.clear()
-    world.mapping.protection = Protection([3])
+    protection = world.protect()
     run, vmf = world.attempt(3, FIRST)
     assert run.result == 0
     assert world.machine.tables == {(world.vma, 3): False}
+    over(world, vmf)
+    # Once it is copied and written to, readers find it writable, too.
+    protection.save(3, Image(None))
+    run, vmf = world.attempt(3, FIRST | WRITE)
+    over(world, vmf)
+    world.machine.tables.clear()
+    run, vmf = world.attempt(3, FIRST)
+    assert world.machine.tables == {(world.vma, 3): True}
+    over(world, vmf)
+
+
+def test_who_reads_a_page_that_may_be_written_maps_no_neighbours() -> None:
+    """They are dirty, too, but nobody has noted that they are written."""
+    world = World()
+    world.fill([3, 4], dirty=True)
+    world.protect()
+    world.mapping.wrote(3)
+    read_ahead(world, [4])
+    run, vmf = world.attempt(3, FIRST)
+    assert run.result == 0
+    assert world.machine.calls == [("map_units", 3, 4, True)]
     over(world, vmf)
 
 
 def test_swapped_and_protected_page_is_read_and_then_asked_for() -> None:
     """The page lock is given up before the monitor is asked: it must be able to copy."""
     world = World()
-    world.mapping.protection = Protection([3])
+    protection = world.protect()
     world.machine.answers[3] = True
     run, vmf = world.attempt(3, FIRST | WRITE)
     assert run.waits_for is WaitReason.WRITE_PROTECT
     assert world.mapping.flags[3] == PG_UPTODATE
-    world.mapping.protection.release()
+    assert protection.end(protection.snapshots[0]) == []
     world.settle()
     assert run.result == RETRY | MAJOR
-    assert world.mapping.protection.released
+    assert not protection.holds(3)
     over(world, vmf)
 
 

@@ -158,7 +158,7 @@ def test_not_while_somebody_works_on_a_unit(bit: int, index: int) -> None:
 
 def test_not_while_numbers_are_remembered() -> None:
     mapping = make(16)
-    for name, value in (("holders", 1), ("closed", True), ("protection", object())):
+    for name, value in (("holders", 1), ("closed", True), ("written", object())):
         before = getattr(mapping, name)
         setattr(mapping, name, value)
         assert not mapping.can_change(), name

@@ -28,9 +28,10 @@ from refault.memory.page import (
     PG_UPTODATE,
     PG_WRITEBACK,
 )
+from refault.memory.protection import Image, Images, Protection
 from refault.memory.rwsem import RwSemaphore
 from refault.memory.vma import Vma
-from refault.memory.wait import Signal, Wait, WaitReason, Waits
+from refault.memory.wait import Signal, Wait, WaitQueue, WaitReason, Waits
 from refault.pager.tasks import PagerTask, Scheduler
 
 __all__ = ["PAGE", "CountingLock", "FakeMachine", "Run", "StoreFailed", "World"]
@@ -87,6 +88,8 @@ class FakeMachine:
         What the page tables hold: True is writable, False write-protected.
     reads, writes
         What was begun and has not ended.
+    copies_fit
+        Whether there is room for copies.
     auto_reclaim
         Whether `wake_reclaim` starts the reclaim task, as the pager does.
     """
@@ -103,6 +106,8 @@ class FakeMachine:
         self.writes: list[tuple[Mapping, int, int, dict[int, int]]] = []
         self.pauses: list[PageError] = []
         self.auto_reclaim = True
+        self.copies_fit = True
+        self.copies_freed = WaitQueue()
 
     # -- what the fault path asks for -----------------------------------------------
 
@@ -170,6 +175,13 @@ class FakeMachine:
         pause = PageError(error, permanent=False, tries=1)
         self.pauses.append(pause)
         return pause
+
+    def copy_unit(self, mapping: Mapping, index: int) -> Image | WaitQueue:
+        self.calls.append(("copy_unit", index))
+        return Image(index) if self.copies_fit else self.copies_freed
+
+    def free_image(self, image: Image) -> None:
+        self.calls.append(("free_image", image.content))
 
     def wake_reclaim(self, budget: Budget) -> None:
         self.calls.append(("wake_reclaim",))
@@ -433,6 +445,13 @@ class World:
                 self.store(index, self.machine.memory[self.mapping, index] + 1)
         self.machine.answers = answers
         self.machine.calls.clear()
+
+    def protect(self) -> Protection:
+        """A snapshot begins: all units are to be copied before they are written."""
+        self.mapping.track().known = True
+        protection = self.mapping.protection = Protection()
+        protection.begin(Images(1))
+        return protection
 
     def store(self, index: int, value: int) -> None:
         """A thread of the client changes a unit that is mapped writable: no fault."""

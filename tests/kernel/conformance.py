@@ -172,6 +172,9 @@ CASES: Final = (
 # --- simulated ------------------------------------------------------------------------------
 
 
+MONITOR = "the monitor"
+
+
 class _Simulation:
     def __init__(self, case: Case) -> None:
         ops = {"load": load_page(0), "store": store_page(0)}
@@ -191,7 +194,7 @@ class _Simulation:
                 private=case.start == "both",
                 swapped=frozenset({0} if case.start == "both" else ()),
                 dirty=frozenset({0} if case.start == "protected" else ()),
-                protections=int(protected),
+                snapshots=int(protected),
                 read_failures={0: ("permanent",)} if fails else {},
                 signals=tuple((at, "interrupt") for at in signals),
                 allowed=frozenset({"SIGBUS"}) if fails else None,
@@ -203,7 +206,9 @@ class _Simulation:
         while mapped and not self.world.threads[0].pc:
             self._perform(self.world.steps()[0])
         if protected:
-            self._perform(("protect", 0))
+            self._perform(("snapshot", 0))
+            while not self.world.snapshots:
+                self._perform(("task", 0))
         self.records = [[] for _ in case.threads]
 
     def run(self) -> tuple[Record, list[int]]:
@@ -216,7 +221,8 @@ class _Simulation:
             elif verb in ("fill", "fail"):
                 self._fill()
             elif verb == "copy":
-                self._perform(("copy", 0))
+                names = [task.name for task in self.world.ready]
+                self._perform(("task", names.index(MONITOR)))
             elif verb == "signal":
                 self._perform(("signal", 0))
             else:
@@ -239,7 +245,8 @@ class _Simulation:
             steps = [
                 step
                 for step in self.world.steps()
-                if step[0] == "task" or (step[0] == "op" and step[1] in self.touched)
+                if (step[0] == "task" and self.world.ready[step[1]].name != MONITOR)
+                or (step[0] == "op" and step[1] in self.touched)
             ]
             if not steps:
                 return

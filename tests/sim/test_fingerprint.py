@@ -16,12 +16,12 @@ from sim.mutants import by_name, hunt
 IN_FINGERPRINT = {
     "mapping": {
         "budget", "errors", "flags", "pins", "reclaiming", "working_set", "write_errors",
-        "_queues",
+        "_queues", "protection", "written",
         # Never changes.
         "name", "number", "page_shift", "page_size", "pages", "private", "size", "writable",
         "readahead", "file_windows",
-        # Follows from what is there: `flags`, `World.vmas`, `World.protection`.
-        "dirty", "vmas", "protection",
+        # Follows from what is there: `flags`, `World.vmas`.
+        "dirty", "vmas",
         # Decides nothing.
         "counters", "seen",
         # Nobody changes units here, and nothing is closed.

@@ -29,9 +29,9 @@ from refault.fault.vmf import Fault
 from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
 from refault.memory.mapping import Mapping, PageError
-from refault.memory.protection import Protection
+from refault.memory.protection import Image, Images, Protection
 from refault.memory.vma import Vma
-from refault.memory.wait import Signal, Task, TaskState
+from refault.memory.wait import Signal, Task, TaskState, WaitQueue
 
 __all__ = [
     "SITUATIONS",
@@ -102,6 +102,13 @@ class World:
     def wake_reclaim(self, budget: Budget) -> None:
         self.did.append("starts reclaim")
 
+    def copy_unit(self, mapping: Mapping, index: int) -> Image | WaitQueue:
+        self.did.append("copies it")
+        return Image(None)
+
+    def free_image(self, image: Image) -> None:
+        self.did.append("frees a copy")
+
     # -- states a unit can be in ----------------------------------------------------
 
     def charge(self, index: int) -> None:
@@ -156,13 +163,15 @@ def read_only(world: World) -> None:
 def snapshot(world: World) -> None:
     """A monitor wants to copy the page before it is written."""
     protected(world)
-    world.mapping.protection = Protection([INDEX])
+    world.mapping.track()
+    world.mapping.protection = Protection()
+    world.mapping.protection.begin(Images(1))
 
 
 def copied(world: World) -> None:
     """The monitor has copied it."""
     assert world.mapping.protection is not None
-    world.mapping.protection.resolve(INDEX)
+    world.mapping.protection.save(INDEX, Image(None))
 
 
 def evicted(world: World) -> None:

@@ -182,13 +182,13 @@ class Connection:
             raise self._nonsense(request, answer, received)
         return answer, received[0]
 
-    def hold(self, request: messages.Request) -> socket.socket:
+    def hold(self, request: messages.Request) -> tuple[socket.socket, messages.Done]:
         """Ask for what lasts until its reply socket is closed (by `let_go`)."""
         answer, received, reply = self._ask(request, ())
         if received or not isinstance(answer, messages.Done):
             self._forget(reply)
             raise self._nonsense(request, answer, received)
-        return reply
+        return reply, answer
 
     def let_go(self, reply: socket.socket, *, wait: bool) -> None:
         """End what `hold` began; with `wait`, return when the pager has taken note."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from types import TracebackType
 from typing import Any, Self
 
 import numpy.typing as npt
 
-from refault.client.connection import Connection
+from refault.client.held import Held
 
 __all__ = ["Pin"]
 
@@ -19,9 +18,7 @@ class Pin:
     Made by `Region.pin`; a context manager.  A pin also ends with its process.
     """
 
-    def __init__(
-        self, held: tuple[Connection, socket.socket] | None, view: npt.NDArray[Any]
-    ) -> None:
+    def __init__(self, held: Held | None, view: npt.NDArray[Any]) -> None:
         self._held = held
         # The region cannot be closed as long as we have it.
         self._view: npt.NDArray[Any] | None = view
@@ -33,7 +30,9 @@ class Pin:
 
     def release(self) -> None:
         """Let the pages go; a second call does nothing."""
-        self._release(wait=True)
+        held, self._held, self._view = self._held, None, None
+        if held is not None:
+            held.release()
 
     def __enter__(self) -> Self:
         return self
@@ -45,12 +44,3 @@ class Pin:
         traceback: TracebackType | None,
     ) -> None:
         self.release()
-
-    def __del__(self) -> None:
-        self._release(wait=False)
-
-    def _release(self, *, wait: bool) -> None:
-        held, self._held, self._view = self._held, None, None
-        if held is not None:
-            connection, reply = held
-            connection.let_go(reply, wait=wait)

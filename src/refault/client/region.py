@@ -14,7 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from refault.client import registry
+from refault.client.held import Held
 from refault.client.indexing import Where, byte_bounds, select
+from refault.client.marks import Mark, Ranges, changed, new_mark
 from refault.client.memory import NOWHERE, Export, Memory
 from refault.client.pin import Pin
 from refault.client.sizes import format_size
@@ -68,6 +70,7 @@ class Region:
         self._mode: Mode = mode
         self._name = name
         self._closed = False
+        self.keeps: object = None
         self._export: weakref.ref[Export] | None = None
         if memory is not None:
             memory.region = weakref.ref(self)
@@ -177,9 +180,8 @@ class Region:
         view, bounds = self._range(where)
         if self._memory is None or bounds is None:
             return Pin(None, view)
-        connection = self._memory.connection
         request = messages.Pin(self._memory.number, *bounds, write=write)
-        return Pin((connection, connection.hold(request)), view)
+        return Pin(Held(self._memory.connection, request), view)
 
     def evict(self, where: Where = None) -> int:
         """Write back what is dirty, and drop pages from memory.
@@ -214,6 +216,40 @@ class Region:
             The store did not take them.
         """
         self._request(messages.Flush, where)
+
+    def mark(self) -> Mark:
+        """Mark this instant, to ask `dirty` later what was written since.
+
+        Returns
+        -------
+        Mark
+            While it is open, a page unit that is written costs one fault more, once.
+        """
+        self._check_open()
+        return new_mark(self)
+
+    def dirty(self, where: Where = None, *, since: Mark) -> Ranges:
+        """What was written since a mark.
+
+        Parameters
+        ----------
+        where
+            See the class.
+        since
+            Of this region: what `mark` returned, or `Snapshot.mark`.
+
+        Returns
+        -------
+        list of (int, int)
+            Bytes ``[start, end)``, from the beginning of what is meant: page units, cut to it.
+            What was written with the value that it had counts as well.
+
+        Raises
+        ------
+        UsageError
+            The mark is closed, or is not of this region.
+        """
+        return changed(self, self._range(where)[0], since, None)
 
     def statistics(self) -> RegionStatistics:
         """What has happened to the region so far."""

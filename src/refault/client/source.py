@@ -90,7 +90,10 @@ def check_length(needed: int, size: int, name: str) -> None:
 
 
 def map_memory(
-    source: messages.FileSource | messages.FillSource | messages.ObjectSource,
+    source: messages.FileSource
+    | messages.FillSource
+    | messages.ObjectSource
+    | messages.SnapshotSource,
     fds: Sequence[int],
     *,
     mode: Mode,

@@ -156,7 +156,7 @@ def write_protection(vmf: Fault) -> Protection | None:
     protection = vmf.mapping.protection
     if protection is None or not vmf.flags & FAULT_FLAG_WRITE:
         return None
-    return protection if vmf.index in protection.units else None
+    return protection if protection.holds(vmf.index) else None
 
 
 def finish_fault(vmf: Fault) -> int:
@@ -164,14 +164,13 @@ def finish_fault(vmf: Fault) -> int:
     mapping, index, vma = vmf.mapping, vmf.index, vmf.vma
     write = vmf.flags & FAULT_FLAG_WRITE
     if write:
-        mapping.set_dirty(index)
+        mapping.wrote(index)
     if not vmf.populate:
         return 0
     flags = mapping.flags
-    dirty = flags[index] & PG_DIRTY and mapping.protection is None
-    writable = bool(write or (dirty and vma.writable))
+    writable = bool(write or (vma.writable and mapping.may_write(index)))
     first, last = index, index + 1
-    if not write and not vmf.protected:
+    if not write and not vmf.protected and not (writable and mapping.written is not None):
         first, last = fault_around(vmf)
     for mapped in range(first, last):
         flags[mapped] &= ~(PG_AHEAD | PG_READAHEAD)

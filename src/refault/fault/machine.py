@@ -13,7 +13,9 @@ from typing import Protocol, TypeAlias
 
 from refault.memory.budget import Budget
 from refault.memory.mapping import Mapping, PageError
+from refault.memory.protection import Image
 from refault.memory.vma import Vma
+from refault.memory.wait import WaitQueue
 
 __all__ = ["Machine", "Runs"]
 
@@ -66,3 +68,9 @@ class Machine(Protocol):
 
     def wake_reclaim(self, budget: Budget) -> None:
         """Begin to write back and evict for `budget`, in the background."""
+
+    def copy_unit(self, mapping: Mapping, index: int) -> Image | WaitQueue:
+        """Copy an uptodate, protected unit; or there is no room, and when to try again."""
+
+    def free_image(self, image: Image) -> None:
+        """Nobody needs a copy any more."""

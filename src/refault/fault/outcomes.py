@@ -18,8 +18,9 @@ from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
 from refault.memory.mapping import Counters, Mapping, PageError
 from refault.memory.page import PG_DIRTY, PG_SWAPPED, PG_UPTODATE
+from refault.memory.protection import Image
 from refault.memory.vma import Vma
-from refault.memory.wait import Task
+from refault.memory.wait import Task, WaitQueue
 
 from .callers import FaultOutcome, user_fault
 from .machine import Runs
@@ -97,6 +98,12 @@ class _Recorder:
         raise _NotInATable
 
     def wake_reclaim(self, budget: Budget) -> None:
+        raise _NotInATable
+
+    def copy_unit(self, mapping: Mapping, index: int) -> Image | WaitQueue:
+        raise _NotInATable
+
+    def free_image(self, image: Image) -> None:
         raise _NotInATable
 
 

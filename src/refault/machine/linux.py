@@ -33,11 +33,14 @@ from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
 from refault.memory.mapping import Mapping, PageError
 from refault.memory.page import PG_SWAPPED, PG_WRITEBACK
+from refault.memory.protection import Image
 from refault.memory.vma import Vma
+from refault.memory.wait import WaitQueue
 from refault.native import library
 from refault.stores.base import Store
 from refault.stores.swap import Swap
 
+from .copies import Copies
 from .server import MappingRecord, ServedClient
 from .uffd import (
     CONTINUE_WP,
@@ -86,6 +89,11 @@ class Services(Protocol):
 
     def spawn_reclaim(self, budget: Budget) -> None:
         """Start the background reclaim of `budget`."""
+
+    def run_in_thread(
+        self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        """Run `work` in a thread that waits for no store, then `done` in the loop."""
 
 
 class LinuxAddressSpace(AddressSpace):
@@ -152,6 +160,7 @@ class LinuxMapping(Mapping):
         self.write_pause: PageError | None = None
         self.write_end: BaseException | None = None
         self.users = 0
+        self.held = 0
         try:
             name = os.fsencode(os.path.basename(self.name))[:200]
             self.memfd = os.memfd_create(f"refault:{os.fsdecode(name)}")
@@ -172,7 +181,6 @@ class LinuxMapping(Mapping):
         return memoryview(mmap.mmap(-1, pages, mmap.MAP_PRIVATE))
 
     def gate(self) -> None:
-        """Something out of the ordinary has come or gone: see `MappingRecord.gate`."""
         if self.native is not None:
             self.native.gate()
 
@@ -317,6 +325,7 @@ class LinuxMachine:
         self.plugged: dict[LinuxMapping, list[int]] = {}
         self.plugged_writes: dict[LinuxMapping, list[tuple[int, int]]] = {}
         self.buffers = Buffers()
+        self.copies = Copies(services, say)
 
     # -- page tables ----------------------------------------------------------
 
@@ -609,6 +618,17 @@ class LinuxMachine:
     def wake_reclaim(self, budget: Budget) -> None:
         """Start background reclaim, see `Machine.wake_reclaim`."""
         self.services.spawn_reclaim(budget)
+
+    # -- snapshots ------------------------------------------------------------
+
+    def copy_unit(self, mapping: Mapping, index: int) -> Image | WaitQueue:
+        """Copy a unit before it is written, see `Machine.copy_unit`."""
+        assert isinstance(mapping, LinuxMapping)
+        return self.copies.copy(mapping.memfd, mapping, index)
+
+    def free_image(self, image: Image) -> None:
+        """Free a copy, see `Machine.free_image`."""
+        self.copies.free(image)
 
 
 def say(text: str) -> None:

@@ -19,7 +19,7 @@ import ctypes
 import math
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, Structure, c_int32, c_int64, c_uint8, c_uint64, c_void_p
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -49,6 +49,7 @@ _MAP_FROM: Final = 16 << 10
 """Page units from which on it pays to copy from the mapped file instead of reading it first."""
 
 _KNOWN, _READS, _WRITABLE, _MAPS, _UNPROTECTS = 1, 2, 4, 8, 16
+_TRACKED, _PROTECTED = 1, 2
 _NOTHING, _CONSTANT, _FILE, _CACHED_FILE, _MAP, _CACHED_MAP = range(6)
 
 _VMA = Struct("=QQQQq")
@@ -75,6 +76,8 @@ class _Mapping(Structure):
         ("kind", c_int32),
         ("enabled", c_int32),
         ("touched", c_int32),
+        ("tracked", c_int32),
+        ("unused", c_int32),
         ("uses", c_uint64 * _OUTCOMES),
     )
 
@@ -189,9 +192,11 @@ class MappingRecord:
         the outcomes were found out.
         """
         mapping = self.mapping
-        self.record.enabled = not (
-            mapping.errors or mapping.given_up or mapping.protection is not None or mapping.closed
-        )
+        self.record.enabled = not (mapping.errors or mapping.given_up or mapping.closed)
+        if mapping.protection is not None:
+            self.record.tracked = _PROTECTED
+        else:
+            self.record.tracked = 0 if mapping.written is None else _TRACKED
 
     def close(self) -> None:
         """Native code knows the mapping no longer."""
@@ -199,6 +204,13 @@ class MappingRecord:
         self._drop_source()
         self._keep.clear()
         self.server.records.pop(self.mapping.number, None)
+
+    def wrote(self, indexes: Sequence[int]) -> None:
+        """Enter who has been let write."""
+        written = self.mapping.written
+        if written is not None:
+            for index in indexes:
+                written.wrote(index)
 
     def settle(self) -> None:
         """Enter what has been served since the last time."""
@@ -357,7 +369,7 @@ class Server:
         self._table = (_Entry * 4096)()
         self._clients = (c_void_p * 1)()
         self._touched = (POINTER(_Mapping) * _TOUCHED)()
-        self._log = array("Q", bytes(16 * _LOG))
+        self._log = array("q", bytes(16 * _LOG))
         self._slow = (_Slow * _SLOW)()
         self._notes = (_Note * _NOTES)()
         self._others = (_Other * _OTHERS)()
@@ -436,17 +448,20 @@ class Server:
         count, state.log_count = state.log_count, 0
         touched, state.touched_count = state.touched_count, 0
         numbers = {self._touched[at].contents.number for at in range(touched)}
-        entered = self._log[: 2 * count]
-        if len(numbers) == 1:
+        logged = self._log[: 2 * count]
+        if len(numbers) == 1 and (not count or min(logged[::2]) > 0):
             (number,) = numbers
             if count:
-                self.records[number].mapping.entered(entered[1::2])
+                self.records[number].mapping.entered(logged[1::2])
         else:
             indexes: dict[int, list[int]] = {}
-            for number, index in zip(entered[::2], entered[1::2], strict=True):
+            for number, index in zip(logged[::2], logged[1::2], strict=True):
                 indexes.setdefault(number, []).append(index)
             for number, found in indexes.items():
-                self.records[number].mapping.entered(found)
+                if number > 0:
+                    self.records[number].mapping.entered(found)
+                else:
+                    self.records[-number].wrote(found)
         for number in numbers:
             self.records[number].settle()
 

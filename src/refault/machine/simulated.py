@@ -24,7 +24,9 @@ from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
 from refault.memory.mapping import Mapping, PageError
 from refault.memory.page import PG_DIRTY, PG_SWAPPED, PG_UPTODATE
+from refault.memory.protection import Image
 from refault.memory.vma import Vma
+from refault.memory.wait import WaitQueue
 
 __all__ = ["HALF", "Io", "SimulatedMachine", "Violation"]
 
@@ -85,6 +87,8 @@ class SimulatedMachine:
         Called with a vma and the units ``[first, last)`` whose sleepers are woken.
     on_reclaim
         Called with a budget whose background reclaim should run.
+    room
+        How many copies for snapshots there may be in memory; None: any number.
 
     Attributes
     ----------
@@ -100,6 +104,8 @@ class SimulatedMachine:
         Reads and writes under way.
     cooling
         Errors whose pause is not over yet.
+    copies
+        Those in memory: `move_copy` makes room.
     peak
         The most bytes that had memory at once.
     """
@@ -108,6 +114,7 @@ class SimulatedMachine:
         self,
         on_wake: Callable[[Vma, int, int], None],
         on_reclaim: Callable[[Budget], None],
+        room: int | None = None,
     ) -> None:
         self.on_wake = on_wake
         self.on_reclaim = on_reclaim
@@ -118,6 +125,9 @@ class SimulatedMachine:
         self.cached: set[tuple[int, int]] = set()
         self.io: list[Io] = []
         self.cooling: list[PageError] = []
+        self.room = room
+        self.copies: list[Image] = []
+        self.copies_freed = WaitQueue()
         self.peak = 0
 
     # -- what threads do --------------------------------------------------------
@@ -265,3 +275,24 @@ class SimulatedMachine:
                 if held > budget.limit:
                     raise Violation(f"{held} bytes are resident, and the budget is {budget.limit}")
             budget = budget.parent
+
+    def copy_unit(self, mapping: Mapping, index: int) -> Image | WaitQueue:
+        """Copy a unit's content."""
+        if self.room is not None and len(self.copies) >= self.room:
+            return self.copies_freed
+        if any(self.tables[vma].get(index) for vma in mapping.vmas):
+            raise Violation(f"page {index} is copied while it may be written")
+        image = Image(self.memory[mapping.number, index])
+        self.copies.append(image)
+        return image
+
+    def free_image(self, image: Image) -> None:
+        """Forget a copy."""
+        image.content = None
+        if image in self.copies:
+            self.move_copy(self.copies.index(image))
+
+    def move_copy(self, at: int) -> None:
+        """A copy has gone from memory to a file."""
+        del self.copies[at]
+        self.copies_freed.wake_all()

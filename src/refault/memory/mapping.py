@@ -24,6 +24,7 @@ from .page import (
 )
 from .protection import Protection
 from .readahead import Readahead
+from .tracking import Written
 from .units import convert, swapped
 from .unitsize import UnitChooser
 from .wait import WaitQueue
@@ -158,6 +159,10 @@ class Mapping:
         Tasks that remember numbers of units over a wait; the size of the units stays meanwhile.
     closed
         Everything has been given back.
+    protection
+        The snapshots of it; None: there are none.
+    written
+        Who writes what, while somebody wants to know; always, while there is a `protection`.
     chooser
         Learns which size fits; None: it was given, and stays.
     """
@@ -193,6 +198,7 @@ class Mapping:
         self.write_errors: dict[int, BaseException] = {}
         self.counters = Counters()
         self.protection: Protection | None = None
+        self.written: Written | None = None
         self.reclaiming = False
         self.holders = 0
         self.closed = False
@@ -238,7 +244,7 @@ class Mapping:
     def can_change(self) -> bool:
         """Whether units of another size are possible, once nobody works on any of them.
 
-        Not while tasks hold numbers of units over a wait, pins do, units are protected, or could
+        Not while tasks hold numbers of units over a wait, pins do, snapshots do, or units could
         not be read; and not if swap holds some: it knows them by their number.
         """
         return not (
@@ -246,7 +252,7 @@ class Mapping:
             or self.holders
             or self.pins
             or self.errors
-            or self.protection is not None
+            or self.written is not None
             or (self.private and swapped(self))
         )
 
@@ -409,6 +415,36 @@ class Mapping:
         if ghost:
             self.counters.evictions += len(indexes)
         self.budget.uncharge(self.page_size * len(indexes))
+
+    # -- instants -----------------------------------------------------------
+
+    def gate(self) -> None:
+        """Something that is out of the ordinary has come or gone; machines may want to know."""
+
+    def track(self) -> Written:
+        """Begin to note who writes what, or go on."""
+        if self.written is None:
+            self.written = Written()
+            self.gate()
+        return self.written
+
+    def untrack(self) -> None:
+        """Stop that, if nobody needs it any more."""
+        if self.written is not None and not self.written.used:
+            self.written = None
+            self.gate()
+
+    def wrote(self, index: int) -> None:
+        """The unit is about to be changed, by somebody who may."""
+        self.set_dirty(index)
+        if self.written is not None:
+            self.written.wrote(index)
+
+    def may_write(self, index: int) -> bool:
+        """Whether the unit is to be mapped writable for somebody who reads."""
+        if not self.flags[index] & PG_DIRTY:
+            return False
+        return self.written is None or index in self.written.writable
 
     # -- pins ---------------------------------------------------------------
 

@@ -51,6 +51,8 @@ static const int64_t SOURCE_MOST = 32 << 20;
 
 /* What an entry of the table asks for. */
 enum { KNOWN = 1, READS = 2, WRITABLE = 4, MAPS = 8, UNPROTECTS = 16 };
+/* Whether somebody wants to know who writes, or must copy before. */
+enum { TRACKED = 1, PROTECTED = 2 };
 /* Where bytes come from. */
 enum { NOTHING, CONSTANT_SOURCE, FILE_SOURCE, CACHED_FILE_SOURCE, MAP_SOURCE, CACHED_MAP_SOURCE };
 
@@ -71,7 +73,7 @@ struct mapping {
     char *source;   /* the file, mapped, or constant bytes */
     int64_t source_size;
     int64_t source_touched;
-    int32_t shift, memfd, fd, kind, enabled, touched;
+    int32_t shift, memfd, fd, kind, enabled, touched, tracked, unused;
     uint64_t uses[OUTCOMES];
 };
 
@@ -106,7 +108,7 @@ struct server {
     struct entry *table;
     struct client **clients;
     struct mapping **touched; /* whose uses are not 0 */
-    uint64_t *log;            /* number and index of units that came in */
+    int64_t *log; /* number and index of units that came in; -number: of units that are written */
     struct slow *slow;
     struct note *notes;
     struct other *others;
@@ -289,6 +291,13 @@ static void begin_stream(int64_t *heads, int64_t index)
     heads[3 * stream + 2] = 1;
 }
 
+static void log_unit(struct server *s, int64_t number, int64_t index)
+{
+    s->log[2 * s->log_count] = number;
+    s->log[2 * s->log_count + 1] = index;
+    s->log_count++;
+}
+
 /* Serve one message.  The entry of the table that did not do, or -1; OUT: served. */
 enum { OUT = -2 };
 static int serve_fault(struct server *s, struct client *client, struct uffd_msg *message)
@@ -309,11 +318,14 @@ static int serve_fault(struct server *s, struct client *client, struct uffd_msg 
     struct entry entry = s->table[which];
     if (!entry.asks)
         return which;
-    if (!(kind & (WRITE | WP)) &&
+    int writes = (kind & (WRITE | WP)) != 0;
+    if (m->tracked && (writes ? m->tracked == PROTECTED : entry.asks & WRITABLE))
+        return -1;
+    if (!writes &&
         (((index + 1 < m->whole) && (m->flags[index + 1] & s->around)) ||
          (index && (m->flags[index - 1] & s->around))))
         return which;
-    if (s->notes_count == s->notes_size || s->log_count == s->log_size ||
+    if (s->notes_count == s->notes_size || s->log_count + 2 > s->log_size ||
         s->touched_count == s->touched_size)
         return which;
     if (entry.asks & READS) {
@@ -326,9 +338,7 @@ static int serve_fault(struct server *s, struct client *client, struct uffd_msg 
             uncharge(m);
             return which;
         }
-        s->log[2 * s->log_count] = m->number;
-        s->log[2 * s->log_count + 1] = index;
-        s->log_count++;
+        log_unit(s, m->number, index);
     } else {
         if (entry.asks & MAPS &&
             map_range(uffd, start, size, entry.asks & WRITABLE ? 0 : CONTINUE_WP, address))
@@ -336,6 +346,8 @@ static int serve_fault(struct server *s, struct client *client, struct uffd_msg 
         if (entry.asks & UNPROTECTS && unprotect(uffd, start, size))
             return which;
     }
+    if (m->tracked && writes)
+        log_unit(s, -m->number, index);
     m->flags[index] = entry.state;
     m->uses[entry.outcome]++;
     if (!m->touched) {
@@ -412,7 +424,7 @@ int rf_serve(struct server *s, int timeout, int64_t most)
                     (struct other){.fd = events[i].data.fd, .events = events[i].events};
         }
         if (!count || s->others_count || s->slow_count || s->notes_count || s->messages >= most ||
-            s->log_count + MESSAGES > s->log_size || s->touched_count + MESSAGES > s->touched_size)
+            s->log_count + 2 * MESSAGES > s->log_size || s->touched_count + MESSAGES > s->touched_size)
             return 0;
         if (timeout > 0) {
             int64_t left = end - now_ms();

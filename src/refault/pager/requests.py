@@ -22,6 +22,7 @@ from refault.stores.fill import FillStore
 from refault.wire import messages as wire
 
 from .patience import Patience
+from .snapshots import SnapshotStore, snapshot_of
 from .tasks import PagerTask
 from .windows import AgentSocket, no_windows
 
@@ -49,6 +50,7 @@ class Request:
         self.region: Region | None = None
         self.task: PagerTask | None = None
         self.pinned: list[tuple[Vma, int]] = []
+        self.end: Callable[[], None] | None = None
         self.answered = False
         reply.setblocking(False)
         client.requests.add(self)
@@ -57,13 +59,13 @@ class Request:
         )
 
     def answer(self, message: wire.Reply, fds: list[int] | None = None) -> None:
-        """Send the answer; unless pages stay pinned, that is the end of it."""
+        """Send the answer; unless something lasts as long as the socket, that is the end of it."""
         self.answered = True
         try:
             wire.send(self.reply, message, fds)
         except OSError:
             pass
-        if not self.pinned:
+        if not self.pinned and self.end is None:
             self.close()
 
     def fail(self, error: BaseException) -> None:
@@ -82,8 +84,11 @@ class Request:
             self.task.send_signal(Signal.CANCEL)
 
     def close(self) -> None:
-        """Unpin and forget."""
+        """Give back what lasts as long as the socket, and forget the request."""
         pinned, self.pinned = self.pinned, []
+        end, self.end = self.end, None
+        if end is not None:
+            end()
         for vma, index in pinned:
             vma.mapping.unpin(index)
         if self in self.client.requests:
@@ -156,6 +161,7 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
         key: tuple[int, int] | None = None
         mapping = None
         size = None
+        offset, length, page_size = message.offset, message.length, message.page_size
         if isinstance(source, wire.FileSource):
             try:
                 store = FileStore(fds[0], source.path, source.size, source.writable)
@@ -172,6 +178,13 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
                 key = store.key
         elif isinstance(source, wire.FillSource):
             store, name = FillStore(source.size, source.pattern), "anonymous"
+        elif isinstance(source, wire.SnapshotSource):
+            snapshots, other = pager.snapshots, _region(request, source.region)
+            snapshot = snapshot_of(snapshots, source.snapshot, other.mapping)
+            store = SnapshotStore(snapshots, snapshot, other.mapping)
+            name, page_size = store.name, other.mapping.page_size
+            offset = other.map_offset + other.data_offset
+            length = other.data_length
         else:
             from refault.stores.objects import ObjectStore, load_object
 
@@ -191,12 +204,11 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
                     f'open it with mode "r", or "c" for private changes'
                 )
         size = store.size if size is None else size
-        length = size - message.offset if message.length is None else message.length
-        if length <= 0 or message.offset + length > size:
+        if length is None:
+            length = size - offset
+        if length <= 0 or offset + length > size:
             store_close(store)
-            raise UsageError(
-                f"{name} has {size} bytes; {message.length} from {message.offset} on are not in it"
-            )
+            raise UsageError(f"{name} has {size} bytes; {length} from {offset} on are not in it")
         if mapping is not None:
             assert isinstance(source, wire.FileSource) and isinstance(mapping.store, FileStore)
             try:
@@ -230,7 +242,7 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
                     size=size,
                     private=message.private,
                     writable=message.writable and not message.private,
-                    page_size=message.page_size,
+                    page_size=page_size,
                     limit=limit,
                     readahead=message.readahead,
                     key=key,
@@ -238,7 +250,7 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
             except BaseException:
                 store_close(store)
                 raise
-        region = pager.add_region(mapping, message.offset, length, message.deadline, limit)
+        region = pager.add_region(mapping, offset, length, message.deadline, limit)
         client.regions[region.number] = region
         request.answer(_mapped(region), [mapping.memfd])
         return wire.Done()
@@ -509,6 +521,48 @@ def _flush(request: Request, message: wire.Flush, fds: list[int]) -> None:
     request.run("flush", work)
 
 
+def _snapshot(request: Request, message: wire.Snapshot, fds: list[int]) -> None:
+    snapshots = request.client.pager.snapshots
+    mappings = [_region(request, number).mapping for number in message.regions]
+    request.region = None
+
+    def work(task: PagerTask) -> Waits[wire.Reply]:
+        snapshot = yield from snapshots.take(mappings, task)
+        request.end = functools.partial(snapshots.release, snapshot)
+        return wire.Done({"number": snapshot.number, "pause": snapshot.pause})
+
+    request.run("snapshot", work)
+
+
+def _mark(request: Request, message: wire.Mark, fds: list[int]) -> None:
+    snapshots = request.client.pager.snapshots
+    mapping = _region(request, message.region).mapping
+    number = message.snapshot
+    snapshot = None if number is None else snapshot_of(snapshots, number, mapping)
+
+    def work(task: PagerTask) -> Waits[wire.Reply]:
+        mark = yield from snapshots.mark(mapping, snapshot, task)
+        request.end = functools.partial(snapshots.unmark, mark)
+        return wire.Done(mark.number)
+
+    request.run("mark", work)
+
+
+def _changed(request: Request, message: wire.Changed, fds: list[int]) -> None:
+    snapshots = request.client.pager.snapshots
+    region = _region(request, message.region)
+    mapping = region.mapping
+    mark, number = snapshots.marks.get(message.mark), message.snapshot
+    if mark is None or mark.mapping is not mapping:
+        raise UsageError("the mark is closed, or is one of another array; take another one")
+    snapshot = None if number is None else snapshot_of(snapshots, number, mapping)
+    first, last = region.units(message.start, region.map_length)
+    found = snapshots.changed(mark, snapshot, first, last, wire.CHANGED_RANGES)
+    for at, unit in enumerate(found):
+        found[at] = (unit << mapping.page_shift) - region.map_offset
+    request.answer(wire.Done(found.tobytes()))
+
+
 def _statistics(request: Request, message: wire.Statistics, fds: list[int]) -> None:
     pager = request.client.pager
     if message.region is not None:
@@ -596,6 +650,9 @@ _HANDLERS: dict[type, Callable[[Request, Any, list[int]], None]] = {
     wire.Prefetch: _prefetch,
     wire.Evict: _evict,
     wire.Flush: _flush,
+    wire.Snapshot: _snapshot,
+    wire.Mark: _mark,
+    wire.Changed: _changed,
     wire.Statistics: _statistics,
     wire.Configure: _configure,
     wire.Handled: _handled,

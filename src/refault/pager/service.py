@@ -22,6 +22,7 @@ from .guardian import Guardian
 from .loop import Loop
 from .patience import Patience
 from .placement import Placement
+from .snapshots import Snapshots
 from .tasks import PagerTask
 from .units import Units
 from .workers import Lane
@@ -32,6 +33,7 @@ DEFAULT_PAGE_SIZE = 64 << 10
 SMALLEST_PAGE_SIZE = 4 << 10
 LARGEST_PAGE_SIZE = 2 << 20
 LANE_WIDTH = 8
+HELPERS = 2
 SWAP_SHARE = 4
 """Compressed pages may take one over so much of the machine's memory before they spill."""
 
@@ -96,6 +98,8 @@ class Pager:
         self.lanes: dict[LinuxMapping, Lane] = {}
         self.closing = 0
         self.units = Units(self)
+        self.snapshots = Snapshots(self)
+        self.helpers = self.loop.workers.lane(HELPERS)
         self.numbers = iter(range(1, 1 << 62))
 
     # -- Services -----------------------------------------------------------
@@ -135,6 +139,12 @@ class Pager:
             assert isinstance(mapping, LinuxMapping)
             for windows in mapping.windows:
                 windows.give_way(newest=newest)
+
+    def run_in_thread(
+        self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        """Run `work` in a thread that waits for no store."""
+        self.helpers.submit(work, done)
 
     # -- waiting for threads --------------------------------------------------
 
@@ -315,7 +325,7 @@ class Pager:
             yield from self._until_idle(mapping)
             self.closing -= 1
             self.references[mapping].discard(region.number)
-            if not self.references[mapping]:
+            if not self.references[mapping] and not mapping.held:
                 self._free(mapping)
             self.stop_if_idle()
 
@@ -368,6 +378,23 @@ class Pager:
             else:
                 return
             yield Wait(queue, TaskState.UNINTERRUPTIBLE, WaitReason.PAGE_LOCK)
+
+    def free_if_unused(self, mapping: LinuxMapping) -> None:
+        """Nobody holds an instant of a mapping any more: free it, if its last region is gone."""
+        if mapping.held or self.references.get(mapping, True):
+            return
+
+        def work() -> Waits[None]:
+            try:
+                yield from self._until_idle(mapping)
+            finally:
+                self.closing -= 1
+                if not mapping.held and not self.references.get(mapping, True):
+                    self._free(mapping)
+                self.stop_if_idle()
+
+        self.closing += 1
+        self.loop.scheduler.spawn(PagerTask(self.loop.scheduler, "last of it"), work())
 
     def _free(self, mapping: LinuxMapping) -> None:
         del self.references[mapping]

@@ -110,6 +110,10 @@ class Workers:
         self.finished.append(job)
         os.eventfd_write(self.fd, 1)
 
+    def call(self, call: Callable[[], None]) -> None:
+        """Called in a thread: have the loop call `call`."""
+        self.post(Job(_nothing, lambda _, __: call()))
+
     def finish(self) -> None:
         """Called in the loop: tell whoever waits for the jobs that have ended."""
         try:
@@ -119,3 +123,7 @@ class Workers:
         while self.finished:
             job = self.finished.popleft()
             job.done(job.result, job.error)
+
+
+def _nothing() -> None:
+    """The work of a job that is only for the loop."""

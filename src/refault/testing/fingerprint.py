@@ -64,7 +64,7 @@ def fingerprint(world: World) -> int:
     int
         Different ones for different states, but for one chance in 2**64 for each pair.
     """
-    mapping, machine, protection = world.mapping, world.machine, world.protection
+    mapping, machine = world.mapping, world.machine
     limited = mapping.budget.limit is not None
     values = _Values(world)
     queues = queue_names(world)
@@ -106,19 +106,46 @@ def fingerprint(world: World) -> int:
             tuple(sorted(world.evictions)),
             tuple(sorted(world.unmaps)),
             tuple(sorted(world.signals)),
-            world.protections,
+            world.snapshots_left,
             tuple(map(len, world.read_failures.values())),
             world.write_failures,
             world.flushes,
             tuple(map(values.each, world.goals)),
-            None
-            if protection is None
-            else (
-                frozenset(protection.units),
-                frozenset(protection.asked),
-                tuple(values.name(page, world.instant[page]) for page in sorted(protection.units)),
+            _tracking(world),
+            tuple(
+                (
+                    frozenset(snapshot.images.units),
+                    frozenset(snapshot.written),
+                    tuple(values.name(page, truth) for page, truth in snapshot.lacks()),
+                )
+                for snapshot in world.snapshots
             ),
         )
+    )
+
+
+def _tracking(world: World) -> tuple[Any, ...]:
+    """Who writes what, who asks for copies, and which copies are in memory."""
+    written, protection = world.mapping.written, world.mapping.protection
+    machine = world.machine
+    return (
+        None
+        if written is None
+        else (
+            frozenset(written.writable),
+            written.known,
+            written.takers,
+            tuple(map(frozenset, written._sets.values())),
+        ),
+        None if protection is None else frozenset(protection.asked),
+        None
+        if machine.room is None
+        else tuple(
+            (page, at)
+            for at, snapshot in enumerate(world.snapshots)
+            for page, image in sorted(snapshot.images.units.items())
+            if image in machine.copies
+        ),
     )
 
 
@@ -137,9 +164,9 @@ class _Values:
         for goal in world.goals:
             for page, value in enumerate(goal):
                 found[page].add(value)
-        if world.protection is not None:
-            for page in world.protection.units:
-                found[page].add(world.instant[page])
+        for snapshot in world.snapshots:
+            for page, truth in snapshot.lacks():
+                found[page].add(truth)
         self.names = [
             {value: at for at, value in enumerate(sorted(values - {HALF, 0}))} | {HALF: -1, 0: -2}
             for values in found
@@ -192,8 +219,10 @@ def queue_names(world: World) -> dict[int, str]:
         budget = budget.parent
     for error in world.machine.cooling:
         names[id(error.over)] = f"pause {_pause(world, error)}"
-    if world.protection is not None:
-        for page, queue in world.protection._queues.items():
+    names[id(world.machine.copies_freed)] = "copies"
+    if mapping.protection is not None:
+        names[id(mapping.protection.questions)] = "questions"
+        for page, queue in mapping.protection._queues.items():
             names[id(queue)] = f"monitor {page}"
     for vma in world.vmas:
         writers = 0
@@ -255,7 +284,7 @@ def _canonical(value: Any, queues: dict[int, str]) -> Any:
     if isinstance(value, PageError):
         return (value.cooling, value.permanent)
     if isinstance(value, Protection):
-        return value.released
+        return len(value.snapshots)
     if isinstance(value, WaitQueue):
         return queues.get(id(value))
     if isinstance(value, BaseException):

@@ -90,16 +90,18 @@ def check(world: World) -> None:
 
 
 def _check_pages(world: World) -> None:
-    flags, protection = world.mapping.flags, world.protection
-    protected = protection.units if protection is not None else ()
+    flags, protection = world.mapping.flags, world.mapping.protection
+    written = world.mapping.written
     for vma in world.vmas:
         for index, writable in world.machine.tables[vma].items():
             if not flags[index] & PG_UPTODATE:
                 raise Violation(f"page {index} is mapped and not complete")
             if writable and not flags[index] & PG_DIRTY:
                 raise Violation(f"page {index} is writable and not dirty")
-            if writable and index in protected:
+            if writable and protection is not None and protection.holds(index):
                 raise Violation(f"page {index} is writable and protected")
+            if writable and written is not None and written.known and index not in written.writable:
+                raise Violation(f"page {index} is writable, and nobody notes who writes")
 
 
 def _check_charges(world: World) -> None:
@@ -148,8 +150,8 @@ def _check_sleeper(world: World, task: SimulatedTask, queues: dict[int, str]) ->
             raise Violation(f"{task.name} waits for a read that nobody makes")
         if wait.reason is WaitReason.WRITEBACK and not state & PG_WRITEBACK:
             raise Violation(f"{task.name} waits for a write that nobody makes")
-        protected = world.protection.units if world.protection is not None else ()
-        if kind == "monitor" and int(number) not in protected:
+        protection = world.mapping.protection
+        if kind == "monitor" and (protection is None or not protection.holds(int(number))):
             raise Violation(f"{task.name} waits for a copy that was made")
     if task.interrupted(_SLEEPS_AT_MOST.get(wait.reason, task.listens)) and task.interrupted(
         task.listens

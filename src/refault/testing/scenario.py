@@ -84,11 +84,10 @@ class Scenario:
         Each is a set of pages that somebody evicts, at any time.
     flushes
         How many times somebody writes back all that is dirty, at any time.
-    protections
-        How many times somebody write-protects all pages to copy each before it is
-        written, at any time.
-    releases
-        Whether the one who protects may end at any time.
+    snapshots
+        How many snapshots are taken, at any time; each ends at any time.
+    copies
+        How many copies for snapshots have room in memory; None: all of them.
     unmaps
         Ranges that are unmapped, at any time.
     signals
@@ -112,8 +111,8 @@ class Scenario:
     write_failures: int = 0
     evictions: tuple[tuple[int, ...], ...] = ()
     flushes: int = 0
-    protections: int = 0
-    releases: bool = False
+    snapshots: int = 0
+    copies: int | None = None
     unmaps: tuple[int, ...] = ()
     signals: tuple[tuple[int, Literal["interrupt", "kill"]], ...] = ()
     policy: RetryPolicy = RetryPolicy.MULTIPLE

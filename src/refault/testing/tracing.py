@@ -64,10 +64,9 @@ def label(world: World, step: Step) -> str:
     return {
         "cooled": "a pause before the next try is over",
         "flush": "somebody writes back all that is dirty",
-        "protect": "the monitor protects all pages",
-        "copy": f"the monitor copies page {at}",
-        "copy all": "the monitor copies the rest and ends",
-        "release": "the monitor ends without copying",
+        "snapshot": "a snapshot begins",
+        "close": "a snapshot is read and closed",
+        "move copy": "a copy goes from memory to a file",
     }[kind]
 
 

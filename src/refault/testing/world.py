@@ -18,12 +18,13 @@ from refault.fault.callers import FaultOutcome, user_fault
 from refault.fault.gup import Foll
 from refault.fault.reclaim import evict_units, reclaim, sync_units
 from refault.fault.results import VM_FAULT_ERROR, VM_FAULT_RETRY, VM_FAULT_SIGBUS
+from refault.fault.snapshots import copy_before_write, end_snapshot, instant, prepare
 from refault.machine.simulated import PAGE, SimulatedMachine, Violation
 from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
 from refault.memory.mapping import Mapping
 from refault.memory.page import PG_SWAPPED, PG_UPTODATE
-from refault.memory.protection import Protection
+from refault.memory.protection import Images
 from refault.memory.vma import Vma
 from refault.memory.wait import Signal, TaskState, Wait, Waits
 
@@ -83,6 +84,53 @@ class SimulatedThread:
         self.end = ""
 
 
+class SimulatedSnapshot:
+    """A snapshot, and what it must be.
+
+    Attributes
+    ----------
+    truth
+        What each page held at its instant.
+    written
+        What has been written since.
+    """
+
+    __slots__ = ("images", "truth", "written")
+
+    def __init__(self, images: Images, truth: list[int]) -> None:
+        self.images = images
+        self.truth = truth
+        self.written: set[int] = set()
+
+    def lacks(self) -> list[tuple[int, int]]:
+        """The pages that it has no copy of, and what they must hold."""
+        return [
+            (page, truth) for page, truth in enumerate(self.truth) if page not in self.images.units
+        ]
+
+    def check_write(self, page: int) -> None:
+        """A page is written now."""
+        self.written.add(page)
+        image = self.images.units.get(page)
+        if image is None:
+            raise Violation(f"page {page} is written before its old content was copied")
+        self.check_content(page, image.content)
+
+    def check_content(self, page: int, value: Any) -> None:
+        """The snapshot gets this for a page."""
+        if value != self.truth[page]:
+            raise Violation(
+                f"the snapshot gets {content_words(value)}; at its instant it was "
+                f"{content_words(self.truth[page])}"
+            )
+
+    def check_written(self, said: set[int]) -> None:
+        """These pages are said to have been written since."""
+        missing = self.written - said
+        if missing:
+            raise Violation(f"page {min(missing)} was written, and nobody noted it")
+
+
 class World:
     """The state of one run.
 
@@ -121,7 +169,7 @@ class World:
         self.ended: list[str] = []
         self.writer_waits: list[int] = []
         self.transitions: set[Transition] = set()
-        self.machine = SimulatedMachine(self._woken, self._reclaim)
+        self.machine = SimulatedMachine(self._woken, self._reclaim, scenario.copies)
         limit = scenario.budget * PAGE if scenario.budget is not None else None
         budget = Budget(limit)
         self.mm = AddressSpace(budget)
@@ -149,9 +197,8 @@ class World:
         self.unmaps = list(scenario.unmaps)
         self.unmapping = 0
         self.signals = list(scenario.signals)
-        self.protections = scenario.protections
-        self.protection: Protection | None = None
-        self.instant: list[int] = []
+        self.snapshots_left = scenario.snapshots
+        self.snapshots: list[SimulatedSnapshot] = []
         self._begin()
         if watch:
             self.watch_pages()
@@ -209,14 +256,11 @@ class World:
         found += [("evict", at) for at in range(len(self.evictions))]
         if self.flushes:
             found.append(("flush", 0))
-        protection = self.protection
-        if protection is not None:
-            found += [("copy", index) for index in sorted(protection.asked)]
-            found.append(("copy all", 0))
-            if self.scenario.releases:
-                found.append(("release", 0))
-        elif self.protections and not any(vma.lock.writer or vma.lock.readers for vma in self.vmas):
-            found.append(("protect", 0))
+        if self.snapshots_left:
+            found.append(("snapshot", 0))
+        found += [("close", at) for at in range(len(self.snapshots))]
+        if self.machine.room is not None:
+            found += [("move copy", at) for at in range(len(self.machine.copies))]
         found += [("unmap", at) for at in range(len(self.unmaps))]
         for at, (number, _) in enumerate(self.signals):
             if not self.threads[number].end:
@@ -242,8 +286,9 @@ class World:
             or self.machine.cooling
             or self.evictions
             or self.flushes
-            or self.protection is not None
-            or self.protections
+            or self.snapshots
+            or self.snapshots_left
+            or (self.machine.room is not None and self.machine.copies)
             or self.unmaps
             or self.signals
         ):
@@ -290,7 +335,8 @@ class World:
             self._fault(thread, page, write=op.write, protected=entry is not None)
             return
         if op.write:
-            self._check_before_image(page)
+            for snapshot in self.snapshots:
+                snapshot.check_write(page)
             self.truth[page] += 1
             self.machine.store(vma, page, self.truth[page])
         else:
@@ -301,11 +347,6 @@ class World:
                     f"it should be {content_words(self.truth[page])}"
                 )
         self._advance_thread(thread)
-
-    def _check_before_image(self, page: int) -> None:
-        protection = self.protection
-        if protection is not None and page in protection.units:
-            raise Violation(f"page {page} is written before its old content was copied")
 
     def _advance_thread(self, thread: SimulatedThread) -> None:
         thread.pc += 1
@@ -561,45 +602,52 @@ class World:
         for task in list(thread.faults.values()):
             task.send_signal(thread.signal)
 
-    # -- the monitor that copies before a write -------------------------------------------
+    # -- snapshots -----------------------------------------------------------------------
 
-    def _protect(self, _: int) -> None:
-        self.protections -= 1
-        self.instant = list(self.truth)
-        self.protection = Protection(range(self.mapping.pages))
-        self.machine.write_protect(self.mapping, [(0, self.mapping.pages)])
-        self.mapping.protection = self.protection
+    def _snapshot(self, _: int) -> None:
+        number = self.scenario.snapshots - self.snapshots_left + 1
+        self.snapshots_left -= 1
+        task = SimulatedTask(self, f"snapshot {number}")
+        self._spawn(task, self._take(task), self._taken)
 
-    def _image(self, index: int) -> None:
-        key = (1, index)
-        flags = self.mapping.flags[index]
+    def _take(self, task: SimulatedTask) -> Waits[SimulatedSnapshot]:
+        ready = yield from prepare(self.machine, [self.mapping], task, few=0, step=1)
+        if not ready:
+            raise Violation("a snapshot gives up without a signal")
+        (images,) = instant(self.machine, [self.mapping], images=True)
+        for vma in self.vmas:
+            for page, writable in self.machine.tables[vma].items():
+                if writable:
+                    raise Violation(f"page {page} is writable at an instant")
+        return SimulatedSnapshot(images, list(self.truth))
+
+    def _taken(self, snapshot: SimulatedSnapshot) -> None:
+        self.snapshots.append(snapshot)
+        protection = self.mapping.protection
+        assert protection is not None
+        if len(protection.snapshots) == 1:
+            monitor = SimulatedTask(self, "the monitor")
+            work = copy_before_write(self.machine, self.mapping, protection, monitor)
+            self._spawn(monitor, work, lambda _: None)
+
+    def _close(self, at: int) -> None:
+        snapshot = self.snapshots.pop(at)
+        for page in range(self.mapping.pages):
+            image = snapshot.images.units.get(page)
+            snapshot.check_content(page, self._content(page) if image is None else image.content)
+        written = self.mapping.written
+        assert written is not None
+        snapshot.check_written(written.since(snapshot.images.instant))
+        end_snapshot(self.machine, self.mapping, snapshot.images)
+        written.release(snapshot.images.instant)
+        self.mapping.untrack()
+
+    def _content(self, page: int) -> Any:
+        """What a page holds now, wherever it is."""
+        key, flags = (1, page), self.mapping.flags[page]
         if flags & PG_UPTODATE:
-            value = self.machine.memory[key]
-        elif flags & PG_SWAPPED:
-            value = self.machine.swapped[key]
-        else:
-            value = self.machine.stored[key]
-        if value != self.instant[index]:
-            raise Violation(
-                f"the snapshot gets {content_words(value)}; at its instant it was "
-                f"{content_words(self.instant[index])}"
-            )
-
-    def _copy(self, index: int) -> None:
-        assert self.protection is not None
-        self._image(index)
-        self.protection.resolve(index)
-
-    def _finish_copying(self, _: int) -> None:
-        assert self.protection is not None
-        for index in sorted(self.protection.units):
-            self._image(index)
-        self._release()
-
-    def _release(self, _: int = 0) -> None:
-        assert self.protection is not None
-        self.protection.release()
-        self.mapping.protection = self.protection = None
+            return self.machine.memory[key]
+        return self.machine.swapped[key] if flags & PG_SWAPPED else self.machine.stored[key]
 
 
 _PERFORM: Final[dict[str, Callable[[World, int], None]]] = {
@@ -610,10 +658,9 @@ _PERFORM: Final[dict[str, Callable[[World, int], None]]] = {
     "cooled": World._cooled,
     "evict": World._evict,
     "flush": World._flush,
-    "protect": World._protect,
-    "copy": World._copy,
-    "copy all": World._finish_copying,
-    "release": World._release,
+    "snapshot": World._snapshot,
+    "close": World._close,
+    "move copy": lambda world, at: world.machine.move_copy(at),
     "unmap": World._unmap,
     "signal": World._signal,
 }

@@ -25,6 +25,8 @@ import msgspec
 
 __all__ = [
     "Attach",
+    "CHANGED_RANGES",
+    "Changed",
     "Configure",
     "Detach",
     "Done",
@@ -38,6 +40,7 @@ __all__ = [
     "Hello",
     "Map",
     "Mapped",
+    "Mark",
     "ObjectSource",
     "Pin",
     "Populate",
@@ -46,6 +49,8 @@ __all__ = [
     "Request",
     "Share",
     "Shutdown",
+    "Snapshot",
+    "SnapshotSource",
     "Statistics",
     "receive",
     "send",
@@ -77,6 +82,13 @@ class ObjectSource(msgspec.Struct, tag=True, frozen=True):
     writable: bool
 
 
+class SnapshotSource(msgspec.Struct, tag=True, frozen=True):
+    """A region as it was at an instant; `Map.offset` and `Map.length` are ignored."""
+
+    snapshot: int
+    region: int
+
+
 class Hello(msgspec.Struct, tag=True, frozen=True):
     """First message of a client.  fds: reply, userfaultfd, wakeup, lifeline.
 
@@ -106,7 +118,7 @@ class Map(msgspec.Struct, tag=True, frozen=True):
     Answered by `Mapped`.
     """
 
-    source: FileSource | FillSource | ObjectSource
+    source: FileSource | FillSource | ObjectSource | SnapshotSource
     private: bool
     """Changed pages go to swap, never to the store (mode "c", anonymous)."""
     writable: bool
@@ -214,6 +226,36 @@ class Flush(msgspec.Struct, tag=True, frozen=True):
     end: int
 
 
+class Snapshot(msgspec.Struct, tag=True, frozen=True):
+    """Take a snapshot; it lasts until the reply socket closes.  -> `Done` (number, pause)"""
+
+    regions: list[int]
+
+
+class Mark(msgspec.Struct, tag=True, frozen=True):
+    """Mark an instant; it lasts until the reply socket closes.  -> `Done` (its number)"""
+
+    region: int
+    snapshot: int | None = None
+    """Whose instant; None: a new one."""
+
+
+class Changed(msgspec.Struct, tag=True, frozen=True):
+    """What was written since a mark.  -> `Done` (value: int64 pairs, bytes of the range)
+
+    If there are `CHANGED_RANGES` of them, there may be more: ask again from the last one's end on.
+    """
+
+    region: int
+    mark: int
+    snapshot: int | None
+    """Written before this one; None: before now."""
+    start: int
+
+
+CHANGED_RANGES = 4096
+
+
 class Statistics(msgspec.Struct, tag=True, frozen=True):
     """-> `Done` (value: mapping of names to numbers); region None: all."""
 
@@ -238,7 +280,7 @@ class Shutdown(msgspec.Struct, tag=True, frozen=True):
 
 
 class Done(msgspec.Struct, tag=True, frozen=True):
-    value: int | float | dict[str, int | float] | None = None
+    value: int | float | dict[str, int | float] | bytes | None = None
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):
@@ -262,6 +304,9 @@ Request: TypeAlias = (
     | Pin
     | Evict
     | Flush
+    | Snapshot
+    | Mark
+    | Changed
     | Statistics
     | Configure
     | Handled
