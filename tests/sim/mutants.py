@@ -584,7 +584,7 @@ MUTANTS = (
         "what was dirty before anybody asked stays writable",
         "snapshot",
         snapshots.prepare,
-        "            yield from _protect(machine, mapping, dirty, step)\n",
+        "                yield from _protect(machine, mapping, found, step)\n",
         "",
         "snapshot",
     ),

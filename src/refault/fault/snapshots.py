@@ -23,9 +23,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from refault.memory.mapping import Mapping
-from refault.memory.page import PG_DIRTY, PG_UPTODATE
+from refault.memory.page import PG_UPTODATE
 from refault.memory.protection import Images, Protection
 from refault.memory.tracking import Written
+from refault.memory.units import dirty
 from refault.memory.wait import RESCHEDULE, Task, TaskState, Wait, WaitQueue, WaitReason, Waits
 
 from .machine import Machine
@@ -36,6 +37,7 @@ __all__ = ["abandon", "copy_before_write", "end_snapshot", "instant", "prepare"]
 STEP_BYTES = 16 << 20
 STEP_UNITS = 256
 """What is protected before others get a turn."""
+SCAN_UNITS = 16 << 10
 FEW_UNITS = 32
 ROUNDS = 12
 """So many rounds at most; one that is followed by no shorter one is the last but one."""
@@ -70,8 +72,10 @@ def prepare(
     for mapping in mappings:
         if not _written(mapping).known:
             # Whatever is mapped writable from now on is in `writable`; what was, is dirty.
-            dirty = [unit for unit in mapping.working_set if mapping.flags[unit] & PG_DIRTY]
-            yield from _protect(machine, mapping, dirty, step)
+            for first in range(0, mapping.pages, SCAN_UNITS):
+                found = dirty(mapping, first, first + SCAN_UNITS)
+                yield from _protect(machine, mapping, found, step)
+                yield RESCHEDULE
             _written(mapping).known = True
     before = None
     for _ in range(ROUNDS):

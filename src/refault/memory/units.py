@@ -15,6 +15,7 @@ Nobody may hold the number of a unit, or the state bytes, from before: see `refa
 from __future__ import annotations
 
 from collections import Counter
+from itertools import compress
 from typing import TYPE_CHECKING, Final
 
 from .page import (
@@ -31,7 +32,7 @@ from .page import (
 if TYPE_CHECKING:
     from .mapping import Mapping
 
-__all__ = ["broken", "convert", "swapped", "worked_on"]
+__all__ = ["broken", "convert", "dirty", "swapped", "worked_on"]
 
 _CHUNK: Final = 1 << 20
 
@@ -42,6 +43,7 @@ def _those_with(bits: int) -> bytes:
 
 _WORKED_ON: Final = _those_with(PG_LOCKED | PG_READING | PG_WRITEBACK)
 _SWAPPED: Final = _those_with(PG_SWAPPED)
+_DIRTY: Final = _those_with(PG_DIRTY)
 
 
 def _first(flags: bytearray | memoryview, table: bytes) -> int | None:
@@ -56,6 +58,14 @@ def _first(flags: bytearray | memoryview, table: bytes) -> int | None:
 def worked_on(mapping: Mapping) -> int | None:
     """A unit that somebody has locked, reads or writes back; None: there is none."""
     return _first(mapping.flags, _WORKED_ON)
+
+
+def dirty(mapping: Mapping, first: int, last: int) -> list[int]:
+    """The units of ``[first, last)`` that are dirty; some nanoseconds for each unit."""
+    found = bytes(mapping.flags[first:last]).translate(_DIRTY)
+    if 1 not in found:
+        return []
+    return list(compress(range(first, last), found))
 
 
 def swapped(mapping: Mapping) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 __all__ = ["Placement"]
 
@@ -24,10 +26,23 @@ class Placement:
         self.cpu = -1
         self.looked = 0.0
         self.enabled = len(self.cpus) > 1
+        self.free = 0
+
+    @contextmanager
+    def anywhere(self) -> Iterator[None]:
+        """Let the scheduler choose, while there is much to do that no thread waits for."""
+        self.free += 1
+        if self.cpu != -1:
+            os.sched_setaffinity(0, self.cpus)
+            self.cpu = -1
+        try:
+            yield
+        finally:
+            self.free -= 1
 
     def follow(self, pid: int, tid: int) -> None:
         """A fault of thread `tid` arrived."""
-        if not self.enabled:
+        if not self.enabled or self.free:
             return
         now = time.monotonic()
         if now - self.looked < LOOK_SECONDS:
