@@ -133,7 +133,7 @@ def test_end_frees_copies_and_writers() -> None:
     world.settle()
     assert run.finished
     assert monitor not in world.scheduler.alive
-    assert ("free_image", 3) in world.machine.calls
+    assert ("free_image", 1) in world.machine.calls
     assert world.mapping.protection is None
     assert world.mapping.written is not None, "the instant is held still"
     world.mapping.written.release(images.instant)

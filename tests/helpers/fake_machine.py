@@ -178,7 +178,7 @@ class FakeMachine:
 
     def copy_unit(self, mapping: Mapping, index: int) -> Image | WaitQueue:
         self.calls.append(("copy_unit", index))
-        return Image(index) if self.copies_fit else self.copies_freed
+        return Image(self.memory[mapping, index]) if self.copies_fit else self.copies_freed
 
     def free_image(self, image: Image) -> None:
         self.calls.append(("free_image", image.content))
