@@ -260,11 +260,8 @@ def sync_units(
     BaseException or None
         The first error.
     """
-    mapping.holders += 1
-    try:
+    with mapping.holding():
         return (yield from _sync_units(machine, mapping, first, last, task))
-    finally:
-        mapping.holders -= 1
 
 
 def _sync_units(

@@ -6,7 +6,7 @@ wait must not be in the middle of it:
 * a fault holds the lock of its vma for reading as long as it does: we hold it for writing;
 * a read, an eviction, a writeback holds the units it works on locked, or under writeback: we wait
   until none is;
-* whoever goes through many units with waits in between says so (`Mapping.holders`), and so does a
+* whoever goes through many units with waits in between says so (`Mapping.holding`), and so does a
   pin: then it is not the time.
 
 While we wait with the locks held, all faults of the mapping wait for us.  So that wait can be
@@ -65,8 +65,7 @@ def let_in(locked: list[Vma]) -> None:
 
 def clear_the_way(machine: Machine, mapping: Mapping, page_size: int, task: Task) -> Waits[None]:
     """Evict most of what cannot be a part of larger units, while everybody goes on."""
-    mapping.holders += 1
-    try:
+    with mapping.holding():
         units = broken(mapping, page_size)
         for at in range(0, len(units), CLEAR_AT_ONCE):
             if task.signal_pending() or mapping.closed:
@@ -76,8 +75,6 @@ def clear_the_way(machine: Machine, mapping: Mapping, page_size: int, task: Task
             if failed is not None:
                 return
             yield RESCHEDULE
-    finally:
-        mapping.holders -= 1
 
 
 def change_unit(machine: Machine, mapping: Mapping, page_size: int, task: Task) -> Waits[bool]:

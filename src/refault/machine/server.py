@@ -98,7 +98,7 @@ class _Slow(Structure):
 
 
 class _Note(Structure):
-    _fields_ = (("number", c_int64), ("address", c_uint64), ("fd", c_int32), ("unused", c_int32))
+    _fields_ = (("address", c_uint64), ("fd", c_int32), ("unused", c_int32))
 
 
 class _Other(Structure):

@@ -8,7 +8,8 @@ ever what these bytes say it may hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .budget import Budget
@@ -156,7 +157,7 @@ class Mapping:
     Attributes
     ----------
     holders
-        Tasks that remember numbers of units over a wait; the size of the units stays meanwhile.
+        Tasks that remember numbers of units over a wait; their size stays meanwhile.
     closed
         Everything has been given back.
     protection
@@ -415,6 +416,15 @@ class Mapping:
         if ghost:
             self.counters.evictions += len(indexes)
         self.budget.uncharge(self.page_size * len(indexes))
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """A task remembers numbers of units over a wait, as long as the block lasts."""
+        self.holders += 1
+        try:
+            yield
+        finally:
+            self.holders -= 1
 
     # -- instants -----------------------------------------------------------
 

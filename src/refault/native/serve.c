@@ -95,7 +95,6 @@ struct slow {
 };
 
 struct note {
-    int64_t number;
     uint64_t address;
     int32_t fd, unused;
 };
@@ -357,7 +356,7 @@ static int serve_fault(struct server *s, struct client *client, struct uffd_msg 
     if (m->heads && !(kind & WP)) {
         if (follows(m->heads, index))
             s->notes[s->notes_count++] =
-                (struct note){.number = m->number, .address = address, .fd = uffd};
+                (struct note){.address = address, .fd = uffd};
         else
             begin_stream(m->heads, index);
     }

@@ -495,16 +495,13 @@ def _evict(request: Request, message: wire.Evict, fds: list[int]) -> None:
         yield from _no_windows(request, region, *region.units(message.start, message.end))
         first, last = region.units(message.start, message.end)
         units = sorted(index for index in mapping.working_set if first <= index < last)
-        mapping.holders += 1
-        try:
+        with mapping.holding():
             for at in range(0, len(units), 64):
                 failed = yield from evict_units(
                     pager.machine, mapping, units[at : at + 64], task, ghost=False
                 )
                 if failed is not None:
                     raise StoreError(f"evict: {mapping.name}: {failed}; the pages are kept")
-        finally:
-            mapping.holders -= 1
         return wire.Done(max(0, before - mapping.resident))
 
     request.run("evict", work)

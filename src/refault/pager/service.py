@@ -438,11 +438,8 @@ class Pager:
         StoreError, UsageError
             It cannot go.
         """
-        mapping.holders += 1
-        try:
+        with mapping.holding():
             yield from self._drop_tail(mapping, task)
-        finally:
-            mapping.holders -= 1
         if mapping not in self.references:
             raise StoreError(f"{mapping.name}: was closed meanwhile; open it again")
         if size > mapping.size:
