@@ -40,6 +40,8 @@ class RegionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Retries because the page was being written."""
     retries_memory: int = 0
     """Retries because the budget was used up."""
+    retries_write_protect: int = 0
+    """Retries because a snapshot had to copy the page first."""
     retries_store_error: int = 0
     """Retries because the store had failed."""
     given_up: int = 0
@@ -69,6 +71,8 @@ class RegionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes that may be in memory; -1: bounded by the budget of the process alone."""
     page_size: int = 0
     """Bytes that come and go together."""
+    copies: int = 0
+    """Bytes in memory that all snapshots together have of what was changed since."""
     unit_changes: int = 0
     """How often that has changed."""
     more: dict[str, int | float] = {}

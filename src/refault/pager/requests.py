@@ -588,6 +588,7 @@ def _statistics(request: Request, message: wire.Statistics, fds: list[int]) -> N
     values["peak_resident"] = budget.peak
     values["budget"] = budget.limit if budget.limit is not None else -1
     values["regions"] = len(pager.regions)
+    values["copies"] = pager.machine.copies.usage
     values["duplicate_messages"] = sum(client.duplicates for client in pager.clients)
     for name, number in pager.swap.statistics().items():
         values[f"swap_{name}"] = number
