@@ -521,6 +521,86 @@ def test_many_snapshots_leave_nothing(served_by: str) -> None:
     run_child(ten_a_second, timeout=100, args=[count])
 
 
+def anything(folder: str, seed: str, seconds: str) -> None:
+    """Writes, evictions, flushes, snapshots and marks in any order, against copies."""
+    import random
+    import time
+
+    import numpy as np
+
+    import refault
+
+    dice = random.Random(int(seed))
+    size = 300_000
+    arrays = [
+        refault.open(f"{folder}/a", "w+", dtype="u1", shape=(size,), resident="64KiB",
+                     page_size="4KiB"),
+        refault.zeros(size, "u1", resident="128KiB", page_size="8KiB"),
+        refault.zeros(size, "u1"),
+    ]  # fmt: skip
+    plain = [np.zeros(size, "u1") for _ in arrays]
+    snaps: list[tuple[refault.Snapshot, list[np.ndarray]]] = []
+    marks: list[list[tuple[refault.Mark, set[int]]]] = [[] for _ in arrays]
+
+    def pages(written: set[int], page: int) -> list[tuple[int, int]]:
+        units = sorted({at // page for at in written})
+        found: list[tuple[int, int]] = []
+        for unit in units:
+            low, high = unit * page, min(size, (unit + 1) * page)
+            if found and found[-1][1] == low:
+                low = found.pop()[0]
+            found.append((low, high))
+        return found
+
+    end = time.monotonic() + float(seconds)
+    while time.monotonic() < end:
+        which = dice.randrange(len(arrays))
+        array, region = arrays[which], refault.region(arrays[which])
+        kind = dice.randrange(100)
+        if kind < 60:
+            at, length = dice.randrange(size), dice.choice((1, 1, 5, 5000, 100_000))
+            part = slice(at, min(size, at + length))
+            value = dice.randrange(256)
+            array[part] = value
+            plain[which][part] = value
+            for _, written in marks[which]:
+                written.update(range(part.start, part.stop, 2048), (part.stop - 1,))
+        elif kind < 65:
+            region.evict()
+        elif kind < 68:
+            region.flush()
+        elif kind < 74 and len(snaps) < 5:
+            snaps.append((refault.snapshot(*arrays), [np.array(one) for one in plain]))
+        elif kind < 78 and snaps:
+            snap, _ = snaps.pop(dice.randrange(len(snaps)))
+            snap.close()
+        elif kind < 88 and snaps:
+            snap, then = snaps[dice.randrange(len(snaps))]
+            low = dice.randrange(size)
+            part = slice(low, low + dice.choice((10, 10_000, size)))
+            assert np.array_equal(snap[array][part], then[which][part])
+        elif kind < 92 and len(marks[which]) < 3:
+            if dice.random() < 0.5:
+                marks[which].append((region.mark(), set()))
+            else:
+                with refault.snapshot(*arrays) as snap:
+                    marks[which].append((snap.mark(array), set()))
+        elif kind < 95 and marks[which]:
+            mark, written = marks[which][dice.randrange(len(marks[which]))]
+            assert region.dirty(since=mark) == pages(written, region.page_size)
+        elif kind < 97 and marks[which]:
+            mark, _ = marks[which].pop(dice.randrange(len(marks[which])))
+            mark.close()
+        else:
+            assert np.array_equal(array, plain[which])
+
+
+@pytest.mark.slow
+def test_anything_in_any_order(tmp_path: Path) -> None:
+    print(f"REFAULT_STRESS_SEED={SEED}")
+    run_child(anything, timeout=90, args=[str(tmp_path), str(SEED), "6"])
+
+
 def forks(path: str) -> None:
     import os
 
