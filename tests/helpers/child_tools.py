@@ -27,7 +27,6 @@ __all__ = [
     "HangingWrites",
     "Keeping",
     "Plain",
-    "Short",
     "Signals",
     "content",
 ]
@@ -111,17 +110,6 @@ class Failing(Plain):
             buffer[:] = b"\0" * len(buffer)
             raise NeverAnswers(self.permanent)
         super().read_into(offset, buffer)
-
-
-class Short(Plain):
-    """Fills half, and says so."""
-
-    name = "short"
-
-    def read_into(self, offset: int, buffer: memoryview) -> int:  # type: ignore[override]
-        half = len(buffer) // 2
-        buffer[:half] = content(offset, half)
-        return half
 
 
 class Blocking(Plain):

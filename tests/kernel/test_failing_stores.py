@@ -155,13 +155,12 @@ def test_a_touch_gets_sigbus_and_the_reason_is_said_before(permanent: str, acces
 
 
 def short() -> None:
-    from typing import Any
-
     import refault
     from helpers import child_tools
+    from refault.testing import TornStore
 
     size = 1 << 18
-    store: Any = child_tools.Short(size)
+    store = TornStore(child_tools.Plain(size), 1, how="short")
     x = refault.open(store, dtype="u1", shape=size, deadline=0.5)
     try:
         refault.region(x).populate()

@@ -240,6 +240,15 @@ def test_any_exception_becomes_a_store_error(kind: type[BaseException], permanen
             assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("permanent", [False, True])
+def test_who_has_said_it_all_is_not_named_twice(permanent: bool) -> None:
+    said = StoreError("memory: cannot read at 5: no; do this", permanent=permanent)
+    with pytest.raises(StoreError) as caught:
+        ObjectStore(Base(said)).read_into(123, memoryview(bytearray(10)))
+    assert str(caught.value) == str(said)
+    assert caught.value.permanent is permanent
+
+
 def test_a_short_answer_is_refused() -> None:
     for answer in (9, 0, -1, 11):
         store = ObjectStore(Writable(answer))

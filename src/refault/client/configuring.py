@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from refault.client.connection import set_budget
 from refault.client.options import SMALLEST_PAGE
-from refault.client.sizes import Size, parse_size
 from refault.errors import UsageError
+from refault.sizes import Size, parse_size
 
 __all__ = ["configure"]
 

@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from refault.client.options import Options, Shape, check_dtype, check_order, check_shape
 from refault.client.region import Layout, Region
-from refault.client.sizes import Size
 from refault.client.source import map_memory
 from refault.errors import UsageError
+from refault.sizes import Size
 from refault.wire import messages
 
 __all__ = ["empty", "full", "zeros"]

@@ -17,10 +17,10 @@ from refault.client.options import (
     check_shape,
 )
 from refault.client.region import Mode
-from refault.client.sizes import Size
 from refault.client.source import Wanted
 from refault.client.userstores import open_store
 from refault.errors import UsageError
+from refault.sizes import Size
 from refault.stores.base import Store
 
 __all__ = ["open"]

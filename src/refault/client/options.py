@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple, SupportsIndex, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from refault.client.sizes import Size, parse_size
 from refault.errors import UsageError
+from refault.sizes import Size, parse_size
 
 __all__ = ["Options", "Shape", "check_dtype", "check_offset", "check_order", "check_shape"]
 

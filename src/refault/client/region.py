@@ -19,9 +19,9 @@ from refault.client.indexing import Where, byte_bounds, select
 from refault.client.marks import Mark, Ranges, changed, new_mark
 from refault.client.memory import NOWHERE, Export, Memory
 from refault.client.pin import Pin
-from refault.client.sizes import format_size
 from refault.client.statistics import RegionStatistics
 from refault.errors import UsageError
+from refault.sizes import format_size
 from refault.wire import messages
 
 __all__ = ["Layout", "Mode", "Region", "region"]

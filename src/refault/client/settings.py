@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from refault.client.sizes import parse_size
+from refault.sizes import parse_size
 
 __all__ = ["Settings", "read_settings"]
 

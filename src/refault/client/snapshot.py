@@ -15,9 +15,9 @@ from refault.client.marks import Mark, Ranges, changed
 from refault.client.memory import Memory
 from refault.client.options import Options
 from refault.client.region import Region, region
-from refault.client.sizes import Size
 from refault.client.source import map_memory
 from refault.errors import UsageError
+from refault.sizes import Size
 from refault.wire import messages
 
 __all__ = ["Snapshot", "snapshot"]

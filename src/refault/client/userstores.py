@@ -14,7 +14,7 @@ from refault.client.memory import Memory
 from refault.client.region import Layout, Region
 from refault.client.source import Wanted, check_header, check_length, fit, map_memory
 from refault.errors import UsageError
-from refault.stores.base import Store, store_name
+from refault.stores.base import Store, is_writable, store_name
 from refault.stores.objects import dump_object
 from refault.wire import messages
 
@@ -31,7 +31,7 @@ def open_store(store: Store, wanted: Wanted) -> npt.NDArray[Any]:
     size = operator.index(store.size)
     if wanted.mode == "w+":
         raise UsageError(f"store {name}: cannot be created anew; open it with mode 'r+'")
-    if wanted.mode == "r+" and not callable(getattr(store, "write_from", None)):
+    if wanted.mode == "r+" and not is_writable(store):
         raise UsageError(
             f"store {name}: has no write_from, and so cannot be changed; open it with 'r' or 'c'"
         )

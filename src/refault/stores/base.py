@@ -6,14 +6,26 @@ fill; so they may block, and may hold the pager's GIL for a while, without
 stopping a page fault of another region.
 
 Only `size` and `read_into` are required.  A store without `write_from` can be
-opened with mode ``"r"`` and ``"c"`` only.
+opened with mode ``"r"`` and ``"c"`` only.  A store may have a ``name``, which messages
+use, and a ``version``: anything that is another one when the content is.
+docs/stores.md tells what else a store may have, and what happens when it fails.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
-__all__ = ["Bytes", "NowaitStore", "Store", "WritableStore", "store_name"]
+from refault.errors import StoreError
+
+__all__ = [
+    "Bytes",
+    "NowaitStore",
+    "Store",
+    "WritableStore",
+    "check_range",
+    "is_writable",
+    "store_name",
+]
 
 
 @runtime_checkable
@@ -87,3 +99,33 @@ class Bytes(NamedTuple):
 def store_name(store: object) -> str:
     """How messages name `store`: its ``name``, or its class."""
     return str(getattr(store, "name", None) or type(store).__qualname__)
+
+
+def check_range(store: Store, offset: int, length: int, verb: str) -> None:
+    """See that bytes lie in `store`.
+
+    Parameters
+    ----------
+    store
+        Which one.
+    offset, length
+        The bytes.
+    verb
+        What is to be done with them: "read" or "write".
+
+    Raises
+    ------
+    StoreError
+        They are not in it.
+    """
+    if not 0 <= offset <= store.size - length:
+        raise StoreError(
+            f"{store_name(store)}: cannot {verb} {length} bytes at offset {offset}: the store ends"
+            f" at {store.size}; ask for less",
+            permanent=True,
+        )
+
+
+def is_writable(store: object) -> bool:
+    """Whether `store` has ``write_from`` and does not say ``writable = False``."""
+    return callable(getattr(store, "write_from", None)) and bool(getattr(store, "writable", True))

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from refault.errors import StoreError, UsageError
 
-from .base import Store, store_name
+from .base import Store, is_writable, store_name
 
 __all__ = ["MAX_PICKLED", "ObjectStore", "dump_object", "import_path", "load_object"]
 
@@ -120,9 +120,7 @@ class ObjectStore:
         self._store: Any = store
         self.name = store_name(store)
         self.size = operator.index(checked.size)
-        self.writable = callable(getattr(store, "write_from", None)) and bool(
-            getattr(store, "writable", True)
-        )
+        self.writable = is_writable(store)
         if callable(getattr(store, "read_nowait", None)):
             self.read_nowait = self._read_nowait
 
@@ -209,6 +207,8 @@ class ObjectStore:
             )
 
     def _failed(self, verb: str, offset: int, error: BaseException) -> StoreError:
+        if isinstance(error, StoreError) and str(error).startswith(f"{self.name}: "):
+            return StoreError(str(error), permanent=error.permanent)  # It has said it all.
         return StoreError(
             f"{self.name}: cannot {verb} at offset {offset}: {_describe(error)}; "
             "see what the store needs to answer",

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from refault.client.sizes import format_size
+from refault.sizes import format_size
 
 __all__ = ["FULL", "QUICK", "Plan"]
 

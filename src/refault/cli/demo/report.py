@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from refault.client.sizes import format_size
 from refault.client.statistics import RegionStatistics
+from refault.sizes import format_size
 
 __all__ = ["Result", "as_dict", "problems", "show", "summary"]
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refault.client.sizes import format_size, parse_size
 from refault.errors import UsageError
+from refault.sizes import format_size, parse_size
 
 
 @pytest.mark.parametrize(
