@@ -10,7 +10,7 @@ import pytest
 
 from helpers.teststores import BROKEN, OnFile
 from refault.errors import UsageError
-from refault.stores import File
+from refault.stores import DiskCache, File, Overlay
 from refault.stores.file import FileStore
 from refault.stores.fill import FillStore
 from refault.testing import (
@@ -67,6 +67,31 @@ class TestFileByPath(WritableStoreTests):
 class TestFileThatIsOnlyRead(StoreTests):
     def make_store(self, content: bytes, folder: Path) -> Any:
         return File(content_file(content, folder))
+
+
+class TestOverlayOnAFile(WritableStoreTests):
+    def make_store(self, content: bytes, folder: Path) -> Any:
+        return Overlay(content_file(content, folder), folder / "overlay")
+
+
+class TestOverlayOnAStore(WritableStoreTests):
+    def make_store(self, content: bytes, folder: Path) -> Any:
+        overlay = folder / "overlay"
+        overlay.write_bytes(bytes(len(content)))
+        base = content_file(content, folder)
+        return Overlay(OnFile(base), OnFile(overlay), map=folder / "map")
+
+
+class TestDiskCache(StoreTests):
+    def make_store(self, content: bytes, folder: Path) -> Any:
+        base = File(content_file(content, folder))
+        return DiskCache(base, folder / "cache", block="16KiB", size="200KiB")
+
+
+class TestOverlayOnADiskCache(WritableStoreTests):
+    def make_store(self, content: bytes, folder: Path) -> Any:
+        cache = DiskCache(File(content_file(content, folder)), folder / "cache")
+        return Overlay(cache, folder / "overlay")
 
 
 class TestFlakyStoreThatNeverFails(WritableStoreTests):

@@ -10,11 +10,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .diskcache import DiskCache
+    from .overlay import Overlay
     from .path import File
 
-__all__ = ["File"]
+__all__ = ["DiskCache", "File", "Overlay"]
 
-_HOMES = {"File": "path"}
+_HOMES = {"DiskCache": "diskcache", "File": "path", "Overlay": "overlay"}
 
 
 def __getattr__(name: str) -> object:
