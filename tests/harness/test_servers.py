@@ -35,9 +35,7 @@ def test_a_cluster_serves_all_slots() -> None:
 def test_nginx_serves_ranges() -> None:
     with servers.nginx() as server:
         (server.root / "numbers").write_bytes(bytes(range(100)))
-        request = urllib.request.Request(
-            f"{server.url}/numbers", headers={"Range": "bytes=10-19"}
-        )
+        request = urllib.request.Request(f"{server.url}/numbers", headers={"Range": "bytes=10-19"})
         with urllib.request.urlopen(request, timeout=10) as answer:
             assert answer.status == 206
             assert answer.read() == bytes(range(10, 20))

@@ -9,6 +9,7 @@ it fails.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import shutil
@@ -21,7 +22,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-__all__ = ["Nginx", "RedisServer", "nginx", "redis", "redis_cluster"]
+__all__ = [
+    "Nginx",
+    "RedisServer",
+    "is_whole",
+    "nginx",
+    "program",
+    "redis",
+    "redis_cluster",
+    "wait_for",
+]
 
 HOST = "127.0.0.1"
 START_SECONDS = 30.0
@@ -122,7 +132,7 @@ class RedisServer(Server):
 
     def answers(self) -> bool:
         """Whether it has read its file, and answers."""
-        return self.ask("PING") == b"+PONG"
+        return self.ask("PING").startswith((b"+PONG", b"-NOAUTH"))
 
     def ask(self, *words: str) -> bytes:
         """The first line that it answers to a command; empty if it does not."""
@@ -246,18 +256,18 @@ def _join(servers: list[RedisServer]) -> None:
                 answer = server.ask(*command)
                 assert answer == b"+OK", (command, answer)
     for server in servers:
-        wait_for(lambda server=server: _whole(server, len(servers)), "the cluster")  # type: ignore[misc]
+        wait_for(functools.partial(is_whole, server, len(servers)), "the cluster")
 
 
-def _whole(server: RedisServer, nodes: int) -> bool:
-    """Whether a node knows all others, and all slots are served."""
+def is_whole(server: RedisServer, nodes: int = 0) -> bool:
+    """Whether all slots are served, as a node sees it, and it knows so many nodes."""
     with socket.create_connection((HOST, server.port), timeout=5) as connection:
         connection.sendall(b"CLUSTER INFO\r\n")
         with connection.makefile("rb") as answers:
             length = int(answers.readline()[1:])
             text = answers.read(length).decode()
     fields = dict(line.split(":", 1) for line in text.split())
-    return fields["cluster_state"] == "ok" and int(fields["cluster_known_nodes"]) == nodes
+    return fields["cluster_state"] == "ok" and int(fields["cluster_known_nodes"]) >= nodes
 
 
 @contextlib.contextmanager

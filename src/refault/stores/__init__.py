@@ -1,5 +1,22 @@
-"""Where pages come from and go to: files, patterns, swap, objects of the user."""
+"""Where pages come from and go to: files, patterns, swap, servers, objects of the user."""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refault.stores.redis import Redis
+
+__all__ = ["Redis"]
+
+_HOMES = {"Redis": "redis"}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
-__all__ = ["Bytes", "NowaitStore", "Store", "WritableStore", "store_name"]
+from refault.errors import StoreError
+
+__all__ = ["Bytes", "NowaitStore", "Store", "WritableStore", "check_range", "store_name"]
 
 
 @runtime_checkable
@@ -87,3 +89,28 @@ class Bytes(NamedTuple):
 def store_name(store: object) -> str:
     """How messages name `store`: its ``name``, or its class."""
     return str(getattr(store, "name", None) or type(store).__qualname__)
+
+
+def check_range(store: Store, offset: int, length: int, verb: str) -> None:
+    """See that bytes lie in `store`.
+
+    Parameters
+    ----------
+    store
+        Which one.
+    offset, length
+        The bytes.
+    verb
+        What is to be done with them: "read" or "write".
+
+    Raises
+    ------
+    StoreError
+        They are not in it.
+    """
+    if not 0 <= offset <= store.size - length:
+        raise StoreError(
+            f"{store_name(store)}: cannot {verb} {length} bytes at offset {offset}: the store ends"
+            f" at {store.size}; ask for less",
+            permanent=True,
+        )

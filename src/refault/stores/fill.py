@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 
-from refault.errors import StoreError, UsageError
+from refault.errors import UsageError
 
-from .base import Bytes
+from .base import Bytes, check_range
 
 __all__ = ["FillStore"]
 
@@ -48,12 +48,7 @@ class FillStore:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the pattern as it stands at `offset`."""
         length = len(buffer)
-        if not 0 <= offset <= self.size - length:
-            raise StoreError(
-                f"{self.name}: cannot read {length} bytes at offset {offset}: the store ends at "
-                f"{self.size}; ask for less",
-                permanent=True,
-            )
+        check_range(self, offset, length, "read")
         block = self._block
         start = offset % self._period
         done = 0
