@@ -72,6 +72,11 @@ class Server:
             return False
         return True
 
+    @property
+    def pid(self) -> int:
+        """Its process id; 0: it does not run."""
+        return 0 if self._process is None else self._process.pid
+
     def pause(self) -> None:
         """Stop it in its tracks: connections stay open, nothing is answered."""
         self._running().send_signal(signal.SIGSTOP)
@@ -105,6 +110,9 @@ class Server:
 class RedisServer(Server):
     """A Redis server that keeps its data in an append-only file.
 
+    Before it answers a command it has written it to the file.  That the kernel may not have
+    written it to the disk makes no difference to a process that is killed.
+
     Parameters
     ----------
     folder
@@ -121,7 +129,7 @@ class RedisServer(Server):
             program("redis-server", "redis-server"),
             *("--bind", HOST, "--port", str(port), "--cluster-port", str(self.bus_port)),
             *("--dir", str(folder), "--save", "", "--appendonly", "yes"),
-            *("--appendfsync", "always", "--daemonize", "no"),
+            *("--appendfsync", "no", "--daemonize", "no"),
             *options,
         ]
         super().__init__(command, port, folder / "log")

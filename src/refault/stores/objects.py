@@ -209,6 +209,8 @@ class ObjectStore:
             )
 
     def _failed(self, verb: str, offset: int, error: BaseException) -> StoreError:
+        if isinstance(error, StoreError) and str(error).startswith(f"{self.name}: "):
+            return StoreError(str(error), permanent=error.permanent)
         return StoreError(
             f"{self.name}: cannot {verb} at offset {offset}: {_describe(error)}; "
             "see what the store needs to answer",

@@ -120,7 +120,7 @@ class Redis:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer`; blocks that were never written are zeros."""
         check_range(self, offset, len(buffer), "read")
-        with self._named():
+        with self._named(f"cannot read at offset {offset}: "):
             blocks = self._blocks(offset, len(buffer))
             for number, data in zip(blocks, self._read(blocks), strict=True):
                 start, end = self._info.block_range(number)
@@ -131,7 +131,7 @@ class Redis:
     def write_from(self, offset: int, buffer: memoryview) -> None:
         """Store `buffer`; when it returns, the servers have it in memory."""
         check_range(self, offset, len(buffer), "write")
-        with self._named():
+        with self._named(f"cannot write at offset {offset}: "):
             server = self._connect()
             self._record.take(server)
             blocks = self._blocks(offset, len(buffer))
@@ -190,12 +190,12 @@ class Redis:
             return self._server
 
     @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        """Say in an error which array it is about."""
+    def _named(self, what: str = "") -> Iterator[None]:
+        """Say in an error which array it is about, and what was asked of it."""
         try:
             yield
         except StoreError as error:
-            raise StoreError(f"{self.name}: {error}", permanent=error.permanent) from error
+            raise StoreError(f"{self.name}: {what}{error}", permanent=error.permanent) from error
 
     def _blocks(self, offset: int, length: int) -> range:
         block = self._info.block
