@@ -74,7 +74,7 @@ def meanwhile(work: Callable[[], None]) -> Iterator[None]:
         raise errors[0]
 
 
-def test_sort_in_the_memory_of_three_nodes_one_of_which_is_killed_and_comes_back(
+def test_sort_while_one_of_three_nodes_is_killed_and_comes_back(
     tmp_path: pathlib.Path,
 ) -> None:
     started = tmp_path / "started"
