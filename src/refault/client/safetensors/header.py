@@ -101,7 +101,7 @@ def parse_header(header: bytes, size: int, name: str) -> dict[str, Tensor]:
     if not header.startswith(b"{"):
         raise _refuse(name, "its header does not begin with '{'")
     fields = parse_json(header, lambda reason: _refuse(name, reason))
-    metadata = fields.pop("__metadata__", {})
+    metadata = fields.pop("__metadata__", None) or {}
     if not _is_dict(metadata) or not all(isinstance(value, str) for value in metadata.values()):
         raise _refuse(name, "its __metadata__ is not a table of texts")
     begin = LENGTH_BYTES + len(header)
@@ -121,6 +121,7 @@ def parse_json(text: bytes, refuse: Callable[[str], UsageError]) -> dict[str, An
 
     try:
         fields = json.loads(text.decode(), object_pairs_hook=unique)
+        "".join(fields).encode()  # names with half a character are no text
     except (ValueError, RecursionError) as error:
         raise refuse(f"is not valid JSON: {error}") from error
     if not _is_dict(fields):
@@ -131,8 +132,8 @@ def parse_json(text: bytes, refuse: Callable[[str], UsageError]) -> dict[str, An
 
 def _tensor(key: str, value: Any, begin: int, name: str) -> Tensor:
     what = f"tensor {key!r}"
-    if not _is_dict(value) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise _refuse(name, f"{what} has not exactly a dtype, a shape and data_offsets")
+    if not _is_dict(value) or not {"dtype", "shape", "data_offsets"} <= set(value):
+        raise _refuse(name, f"{what} lacks a dtype, a shape or data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise _refuse(name, f"{what} has dtype {dtype!r}, which is not known")

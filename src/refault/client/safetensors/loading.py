@@ -109,11 +109,18 @@ def load_safetensors(
         data = file_region.array
         for key, tensor in chosen.items():
             what = f"{_name(file)}: tensor {key!r}"
-            found[key] = (
-                _as_array(data, tensor, what)
-                if torch is None
-                else _as_tensor(torch, data, tensor, what)
-            )
+            try:
+                if torch is None:
+                    found[key] = _as_array(data, tensor, what)
+                else:
+                    found[key] = _as_tensor(torch, data, tensor, what)
+            except UsageError:
+                raise
+            except (ValueError, RuntimeError) as error:
+                raise UsageError(
+                    f"{what} of shape {list(tensor.shape)} cannot be made by {framework}"
+                    f" ({error}); leave it out (names=...)"
+                ) from error
     return found if wanted is None else {key: found[key] for key in wanted}
 
 
@@ -163,9 +170,8 @@ def _choose(there: Mapping[str, Any], wanted: list[str] | None, name: str) -> di
         return dict(there)
     for key in wanted:
         if key not in there:
-            raise UsageError(
-                f"{name}: has no tensor {key!r}, but {', '.join(list(there)[:5])}, ..."
-            )
+            few = ", ".join(map(repr, list(there)[:5]))
+            raise UsageError(f"{name}: has no tensor {key!r}; it has {len(there)}: {few}, ...")
     return {key: there[key] for key in wanted}
 
 
