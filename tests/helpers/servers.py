@@ -23,8 +23,10 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 __all__ = [
+    "HOST",
     "Nginx",
     "RedisServer",
+    "free_ports",
     "is_whole",
     "nginx",
     "program",

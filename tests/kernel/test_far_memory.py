@@ -159,3 +159,106 @@ def test_what_a_node_has_lost_is_never_zeros(tmp_path: pathlib.Path) -> None:
             )
     assert "refused" in done.stdout
     assert "went on" not in done.stdout
+
+
+def far_zeros(url: str, end: str) -> None:
+    import os
+    import signal
+
+    import numpy as np
+    import redis
+
+    import refault
+
+    size = 32 << 20
+    right = np.random.default_rng(7).integers(0, 1 << 20, size // 8)
+    x = refault.zeros(right.shape, "i8", resident=size // 4, swap=url)
+    x[:] = right
+    x[: 1 << 17] = 0
+    right[: 1 << 17] = 0
+    for _ in range(2):
+        assert np.array_equal(x, right)
+    x += 1
+    assert np.array_equal(x, right + 1)
+    y = refault.full((1 << 20,), 7.5, resident="1MiB", swap=url)
+    y[::2] = np.arange(1 << 19)
+    assert (y[1::2] == 7.5).all() and (y[::2] == np.arange(1 << 19)).all()
+    seen = refault.region(x).statistics()
+    assert seen.peak_resident <= size // 4, seen
+    assert seen.swap_writes > 0 and seen.swap_reads > 0, seen
+    server = redis.Redis.from_url(url)
+    assert server.dbsize() > 100
+    server.close()
+    if end == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("end", ["done", "killed"])
+def test_what_is_evicted_goes_to_a_server_and_is_removed_at_the_end(end: str) -> None:
+    with servers.redis() as server:
+        expect = -signal.SIGKILL if end == "killed" else 0
+        run_child(far_zeros, timeout=60, args=[server.url, end], expect=expect)
+        assert server.ask("DBSIZE") == b":0"
+
+
+def no_server(url: str) -> None:
+    import refault
+
+    for wrong, error, message in (
+        (url, refault.StoreError, "see whether the server runs"),
+        ("http://localhost", refault.UsageError, "give redis://HOST:PORT/DB"),
+    ):
+        try:
+            refault.zeros((10,), swap=wrong)
+        except error as caught:
+            assert message in str(caught), caught
+        else:
+            raise AssertionError(wrong)
+    assert refault.zeros((10,))[0] == 0
+
+
+def test_a_server_that_is_not_there_is_told_at_once() -> None:
+    (port,) = servers.free_ports(1)
+    run_child(no_server, timeout=30, args=[f"redis://{servers.HOST}:{port}"])
+
+
+def lost_swap(url: str, filled: str, emptied: str) -> None:
+    import os
+    import pathlib
+
+    import numpy as np
+
+    import refault
+
+    x = refault.zeros((8 << 20,), "u1", resident="1MiB", swap=url)
+    x[:] = np.arange(8 << 20) % 251
+    refault.region(x).evict()
+    pathlib.Path(filled).touch()
+    os.close(os.open(emptied, os.O_RDONLY))
+    try:
+        refault.region(x).populate(slice(0, 10))
+    except refault.StoreError as error:
+        assert error.permanent
+        print(error)
+    print("went on with", x[5])
+
+
+def test_what_swap_has_lost_is_never_zeros(tmp_path: pathlib.Path) -> None:
+    filled, emptied = tmp_path / "filled", tmp_path / "emptied"
+    os.mkfifo(emptied)
+    with servers.redis() as server:
+
+        def interrupt() -> None:
+            servers.wait_for(filled.exists, "the array")
+            assert server.ask("FLUSHALL") == b"+OK"
+            os.close(os.open(emptied, os.O_WRONLY))
+
+        with meanwhile(interrupt):
+            done = run_child(
+                lost_swap,
+                timeout=60,
+                args=[server.url, str(filled), str(emptied)],
+                expect=-signal.SIGBUS,
+            )
+    assert "no longer has" in done.stdout
+    assert "went on" not in done.stdout

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import random
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -44,16 +46,19 @@ def key(request: pytest.FixtureRequest) -> str:
     return str(request.node.name)
 
 
-def client(url: str) -> Any:
-    plain = redis.Redis.from_url(url)
-    if not plain.info("cluster")["cluster_enabled"]:
-        return plain
-    plain.close()
-    return redis.RedisCluster.from_url(url)
+@contextmanager
+def client(url: str) -> Iterator[Any]:
+    with closing(redis.Redis.from_url(url)) as plain:
+        if not plain.info("cluster")["cluster_enabled"]:
+            yield plain
+            return
+    with closing(redis.RedisCluster.from_url(url)) as cluster:
+        yield cluster
+        cluster.disconnect_connection_pools()
 
 
 def keys(url: str) -> set[bytes]:
-    with closing(client(url)) as one:
+    with client(url) as one:
         return set(one.scan_iter("*", count=1000))
 
 
@@ -91,6 +96,19 @@ def test_new_array_is_zeros_and_keeps_what_is_written(url: str, key: str) -> Non
         assert read(store, 3 * 65536, 65536) == bytes(65536)
 
 
+def test_close_closes_all_connections(url: str, key: str) -> None:
+    gc.collect()
+    before = os.listdir("/proc/self/fd")
+    store = full(url, key)
+    assert read(store, 0, SIZE) == CONTENT
+    assert len(os.listdir("/proc/self/fd")) > len(before)
+    store.close()
+    assert os.listdir("/proc/self/fd") == before
+    store.close()
+    assert read(store, 0, 1) == CONTENT[:1]
+    store.close()
+
+
 def test_an_array_is_found_again_by_its_name(url: str, key: str) -> None:
     full(url, key, block=4096).close()
     with closing(Redis(url, key)) as store:
@@ -112,7 +130,7 @@ def test_a_cluster_spreads_blocks_and_keeps_the_record_twice(
         counts = [int(node.ask("DBSIZE")[1:]) for node in cluster]
         assert min(counts) > 200, counts
         first, second = store._info.copies
-        with closing(client(cluster[0].url)) as one:
+        with client(cluster[0].url) as one:
             nodes = {
                 one.get_node_from_key(ArrayInfo.meta_key(key, copy)).name
                 for copy in (first, second)
@@ -142,7 +160,7 @@ def test_delete_leaves_nothing(url: str, key: str) -> None:
 
 def test_an_earlier_array_of_the_name_is_not_seen(url: str, key: str) -> None:
     old = full(url, key)
-    with closing(old), closing(client(url)) as one:
+    with closing(old), client(url) as one:
         block = old._info.block_key(1)
         value = one.get(block)
         old.delete()
@@ -157,7 +175,7 @@ def test_an_earlier_array_of_the_name_is_not_seen(url: str, key: str) -> None:
 
 @pytest.mark.parametrize("who", ["the writer", "a reader", "who comes later"])
 def test_a_lost_block_is_an_error(url: str, key: str, who: str) -> None:
-    with closing(full(url, key)) as store, closing(client(url)) as one:
+    with closing(full(url, key)) as store, client(url) as one:
         reader = copy(store)
         assert read(reader, 0, 1) == CONTENT[:1]
         assert one.delete(store._info.block_key(2)) == 1
@@ -177,7 +195,7 @@ def test_a_lost_block_is_an_error(url: str, key: str, who: str) -> None:
 
 @pytest.mark.parametrize("who", ["the writer", "who comes later"])
 def test_an_older_version_of_a_block_is_an_error(url: str, key: str, who: str) -> None:
-    with closing(full(url, key)) as store, closing(client(url)) as one:
+    with closing(full(url, key)) as store, client(url) as one:
         name = store._info.block_key(2)
         before = one.get(name)
         store.write_from(2 * 65536, memoryview(b"newer"))
@@ -199,7 +217,7 @@ def test_a_block_lost_between_two_looks_of_a_reader(url: str, key: str) -> None:
     with closing(Redis(url, key, size=SIZE)) as store, closing(copy(store)) as reader:
         assert read(reader, 0, SIZE) == bytes(SIZE)
         store.write_from(0, memoryview(CONTENT))
-        with closing(client(url)) as one:
+        with client(url) as one:
             one.delete(store._info.block_key(3))
         with pytest.raises(StoreError, match="block 3"):
             read(reader, 0, SIZE)
@@ -207,7 +225,7 @@ def test_a_block_lost_between_two_looks_of_a_reader(url: str, key: str) -> None:
 
 @pytest.mark.parametrize("what", ["byte", "short", "another block", "text"])
 def test_damage_is_found(url: str, key: str, what: str) -> None:
-    with closing(full(url, key)) as store, closing(client(url)) as one:
+    with closing(full(url, key)) as store, client(url) as one:
         names = [store._info.block_key(number) for number in (1, 2)]
         value = bytearray(one.get(names[0]))
         if what == "byte":
@@ -251,7 +269,7 @@ def test_zeros_are_not_taken_for_granted_by_a_writer_of_before(url: str, key: st
 
 def test_a_late_write_does_not_undo_a_later_one(url: str, key: str) -> None:
     """A server that was paused carries out what its clients gave up on, in any order."""
-    with closing(full(url, key)) as store, closing(client(url)) as one:
+    with closing(full(url, key)) as store, client(url) as one:
         name = store._info.block_key(0)
         late = store._info.pack(0, store._record.next_generation(), bytes(65536))
         store.write_from(0, memoryview(CONTENT[:65536]))
@@ -276,7 +294,7 @@ def test_what_is_noted_does_not_become_less(url: str, key: str) -> None:
 def test_a_node_without_its_data_is_noticed(cluster: list[servers.RedisServer], key: str) -> None:
     """A copy of the record is missing; who has the array open notices by the blocks."""
     url = cluster[0].url
-    with closing(full(url, key)) as store, closing(client(url)) as one:
+    with closing(full(url, key)) as store, client(url) as one:
         lost = ArrayInfo.meta_key(key, store._info.copies[1])
         before = one.hgetall(lost)
         one.delete(lost)
@@ -327,7 +345,7 @@ def test_a_paused_server_is_given_up_on_and_loses_nothing(key: str) -> None:
 
 def test_a_server_that_would_evict_is_refused(key: str) -> None:
     options = ["--maxmemory", "8mb", "--maxmemory-policy", "allkeys-lru"]
-    with servers.redis(options) as server, closing(client(server.url)) as one:
+    with servers.redis(options) as server, client(server.url) as one:
         with pytest.raises(UsageError, match="CONFIG SET maxmemory-policy noeviction"):
             Redis(server.url, key, size=SIZE)
         one.config_set("maxmemory-policy", "noeviction")

@@ -11,11 +11,24 @@ opened with mode ``"r"`` and ``"c"`` only.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from refault.errors import StoreError
 
-__all__ = ["Bytes", "NowaitStore", "Store", "WritableStore", "check_range", "store_name"]
+__all__ = [
+    "Bytes",
+    "Key",
+    "NowaitStore",
+    "Store",
+    "SwapSpace",
+    "WritableStore",
+    "check_range",
+    "store_name",
+]
+
+Key: TypeAlias = tuple[Hashable, Hashable]
+"""(owner, index) of a page in swap: an owner's pages can be discarded together."""
 
 
 @runtime_checkable
@@ -61,6 +74,28 @@ class NowaitStore(Store, Protocol):
         Called from the pager's event loop: it must never block.  After False
         the content of `buffer` is undefined.
         """
+
+
+class SwapSpace(Protocol):
+    """Where pages go that no store would take back."""
+
+    def store_all(self, pages: Sequence[tuple[Key, memoryview]]) -> None:
+        """Keep copies of pages, instead of what was kept under their keys, or raise.
+
+        What was not kept is not what was there before either: it is missing.
+        """
+
+    def load_all(self, pages: Sequence[tuple[Key, memoryview]]) -> None:
+        """Fill buffers with pages, which stay, or raise."""
+
+    def load_nowait(self, key: Key, buffer: memoryview) -> bool:
+        """Fill `buffer` if that needs no waiting."""
+
+    def discard_all(self, owner: Hashable) -> None:
+        """Forget all pages of an owner, without waiting for anything."""
+
+    def close(self) -> None:
+        """Forget everything, and give everything back."""
 
 
 class Bytes(NamedTuple):

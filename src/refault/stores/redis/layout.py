@@ -29,8 +29,11 @@ __all__ = [
     "TERM_LIMIT",
     "ArrayInfo",
     "Block",
+    "block_key",
     "generation",
+    "pack",
     "pack_generations",
+    "unpack",
     "unpack_generations",
 ]
 
@@ -50,6 +53,8 @@ _MAGIC = b"rfb1"
 class Block(NamedTuple):
     """What was found under a block's key."""
 
+    epoch: bytes
+    number: int
     generation: int
     data: memoryview
 
@@ -87,7 +92,7 @@ class ArrayInfo(NamedTuple):
         return f"{{{self.name}:record:{copy}}}:page:{page}"
 
     def block_key(self, number: int) -> str:
-        return f"{{{self.name}:{number // GROUP_BLOCKS}}}:{number}"
+        return block_key(self.name, number)
 
     def block_range(self, number: int) -> tuple[int, int]:
         """The bytes of the array that a block holds."""
@@ -96,9 +101,7 @@ class ArrayInfo(NamedTuple):
 
     def pack(self, number: int, generation: int, data: bytes | bytearray | memoryview) -> bytes:
         """What is kept under the block's key."""
-        head = _HEAD.pack(_MAGIC, self.epoch, number, generation, 0)
-        crc = zlib.crc32(data, zlib.crc32(head))
-        return b"".join((head[:-4], crc.to_bytes(4, "big"), data))
+        return pack(self.epoch, number, generation, data)
 
     def unpack(self, number: int, value: bytes) -> Block | None:
         """Look at what was kept; None: it belongs to an earlier array of that name.
@@ -108,21 +111,40 @@ class ArrayInfo(NamedTuple):
         StoreError
             It is not what was written.
         """
-        start, end = self.block_range(number)
-        if len(value) == _HEAD.size + end - start:
-            magic, epoch, found, generation, crc = _HEAD.unpack_from(value)
-            if magic == _MAGIC and epoch != self.epoch:
+        block = unpack(value)
+        if block is not None:
+            start, end = self.block_range(number)
+            if block.epoch != self.epoch:
                 return None
-            data = memoryview(value)[_HEAD.size :]
-            right = zlib.crc32(data, zlib.crc32(value[: _HEAD.size - 4] + bytes(4)))
-            if magic == _MAGIC and found == number and crc == right:
-                return Block(generation, data)
-        elif value[4:12] != self.epoch and value.startswith(_MAGIC):
-            return None
+            if block.number == number and len(block.data) == end - start:
+                return block
         raise StoreError(
             f"key {self.block_key(number)} does not hold what was written (its checksum is"
             " wrong); see whether other programs write to keys of that name"
         )
+
+
+def block_key(name: str, number: int) -> str:
+    """The key of a block; neighbours are on one node."""
+    return f"{{{name}:{number // GROUP_BLOCKS}}}:{number}"
+
+
+def pack(epoch: bytes, number: int, generation: int, data: bytes | bytearray | memoryview) -> bytes:
+    """Data, and before it what it is."""
+    head = _HEAD.pack(_MAGIC, epoch, number, generation, 0)
+    crc = zlib.crc32(data, zlib.crc32(head))
+    return b"".join((head[:-4], crc.to_bytes(4, "big"), data))
+
+
+def unpack(value: bytes) -> Block | None:
+    """What `pack` was given; None: it is not what was packed."""
+    if not value.startswith(_MAGIC) or len(value) < _HEAD.size:
+        return None
+    _, epoch, number, generation, crc = _HEAD.unpack_from(value)
+    data = memoryview(value)[_HEAD.size :]
+    if crc != zlib.crc32(data, zlib.crc32(value[: _HEAD.size - 4] + bytes(4))):
+        return None
+    return Block(epoch, number, generation, data)
 
 
 def generation(term: int, counter: int) -> int:

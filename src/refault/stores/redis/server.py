@@ -71,7 +71,7 @@ class Server:
             with self._failures():
                 self.clustered = self._client.info("cluster").get("cluster_enabled") == 1
                 if self.clustered:
-                    self._client.close()
+                    self.close()
                     self._client = redis.RedisCluster.from_url(url, **options)
                 self._check_eviction()
         except BaseException:
@@ -107,6 +107,9 @@ class Server:
 
     def close(self) -> None:
         """Close all connections."""
+        if hasattr(self._client, "disconnect_connection_pools"):
+            # A cluster's `close` leaves those to the nodes open.
+            self._client.disconnect_connection_pools()
         self._client.close()
 
     def _check_eviction(self) -> None:
