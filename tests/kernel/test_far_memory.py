@@ -186,6 +186,7 @@ def far_zeros(url: str, end: str) -> None:
     seen = refault.region(x).statistics()
     assert seen.peak_resident <= size // 4, seen
     assert seen.swap_writes > 0 and seen.swap_reads > 0, seen
+    assert seen.more["swap_pages"] == 0, seen
     server = redis.Redis.from_url(url)
     assert server.dbsize() > 100
     server.close()
