@@ -178,8 +178,10 @@ def far_zeros(url: str, end: str) -> None:
     right[: 1 << 17] = 0
     for _ in range(2):
         assert np.array_equal(x, right)
-    x += 1
-    assert np.array_equal(x, right + 1)
+    with refault.snapshot(x) as before:
+        x += 1
+        assert np.array_equal(x, right + 1)
+        assert np.array_equal(before[x], right)
     y = refault.full((1 << 20,), 7.5, resident="1MiB", swap=url)
     y[::2] = np.arange(1 << 19)
     assert (y[1::2] == 7.5).all() and (y[::2] == np.arange(1 << 19)).all()
