@@ -19,9 +19,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from refault.errors import StoreError, UsageError
 from refault.stores import spill
-from refault.stores.base import Key
 from refault.stores.extents import Extents
 from refault.stores.swap import Swap
+from refault.stores.swapspace import Key
 
 PAGE = 64 << 10
 

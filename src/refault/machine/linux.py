@@ -37,7 +37,8 @@ from refault.memory.protection import Image
 from refault.memory.vma import Vma
 from refault.memory.wait import WaitQueue
 from refault.native import library
-from refault.stores.base import Key, Store, SwapSpace
+from refault.stores.base import Store
+from refault.stores.swapspace import Key, SwapSpace
 
 from .copies import Copies
 from .server import MappingRecord, ServedClient

@@ -16,9 +16,10 @@ from refault.fault.reclaim import evict_units, sync_units
 from refault.machine.linux import LinuxMapping
 from refault.memory.vma import Vma
 from refault.memory.wait import Signal, Waits
-from refault.stores.base import Store, SwapSpace
+from refault.stores.base import Store
 from refault.stores.file import FileStore
 from refault.stores.fill import FillStore
+from refault.stores.swapspace import SwapSpace
 from refault.wire import messages as wire
 
 from .patience import Patience

@@ -15,8 +15,9 @@ from refault.memory.budget import Budget
 from refault.memory.page import PG_LOCKED, PG_UPTODATE, PG_WRITEBACK
 from refault.memory.vma import Vma
 from refault.memory.wait import Task, TaskState, Wait, WaitQueue, WaitReason, Waits
-from refault.stores.base import Store, SwapSpace
+from refault.stores.base import Store
 from refault.stores.swap import Swap
+from refault.stores.swapspace import SwapSpace
 
 from .guardian import Guardian
 from .loop import Loop

@@ -11,24 +11,9 @@ opened with mode ``"r"`` and ``"c"`` only.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from refault.errors import StoreError
-
-__all__ = [
-    "Bytes",
-    "Key",
-    "NowaitStore",
-    "Store",
-    "SwapSpace",
-    "WritableStore",
-    "check_range",
-    "store_name",
-]
-
-Key: TypeAlias = tuple[Hashable, Hashable]
-"""(owner, index) of a page in swap: an owner's pages can be discarded together."""
+__all__ = ["Bytes", "NowaitStore", "Store", "WritableStore", "store_name"]
 
 
 @runtime_checkable
@@ -76,28 +61,6 @@ class NowaitStore(Store, Protocol):
         """
 
 
-class SwapSpace(Protocol):
-    """Where pages go that no store would take back."""
-
-    def store_all(self, pages: Sequence[tuple[Key, memoryview]]) -> None:
-        """Keep copies of pages, instead of what was kept under their keys, or raise.
-
-        What was not kept is not what was there before either: it is missing.
-        """
-
-    def load_all(self, pages: Sequence[tuple[Key, memoryview]]) -> None:
-        """Fill buffers with pages, which stay, or raise."""
-
-    def load_nowait(self, key: Key, buffer: memoryview) -> bool:
-        """Fill `buffer` if that needs no waiting."""
-
-    def discard_all(self, owner: Hashable) -> None:
-        """Forget all pages of an owner, without waiting for anything."""
-
-    def close(self) -> None:
-        """Forget everything, and give everything back."""
-
-
 class Bytes(NamedTuple):
     """Where a store's bytes can be had without asking the store.
 
@@ -124,28 +87,3 @@ class Bytes(NamedTuple):
 def store_name(store: object) -> str:
     """How messages name `store`: its ``name``, or its class."""
     return str(getattr(store, "name", None) or type(store).__qualname__)
-
-
-def check_range(store: Store, offset: int, length: int, verb: str) -> None:
-    """See that bytes lie in `store`.
-
-    Parameters
-    ----------
-    store
-        Which one.
-    offset, length
-        The bytes.
-    verb
-        What is to be done with them: "read" or "write".
-
-    Raises
-    ------
-    StoreError
-        They are not in it.
-    """
-    if not 0 <= offset <= store.size - length:
-        raise StoreError(
-            f"{store_name(store)}: cannot {verb} {length} bytes at offset {offset}: the store ends"
-            f" at {store.size}; ask for less",
-            permanent=True,
-        )

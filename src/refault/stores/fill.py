@@ -6,7 +6,8 @@ import functools
 
 from refault.errors import UsageError
 
-from .base import Bytes, check_range
+from .base import Bytes
+from .ranges import check_range
 
 __all__ = ["FillStore"]
 

@@ -26,9 +26,9 @@ from itertools import islice
 
 from refault.errors import StoreError
 
-from .base import Key
 from .codec import Codec, Kind
 from .spill import Slot, SpillFile
+from .swapspace import Key
 
 __all__ = ["Swap"]
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from refault.errors import StoreError, UsageError
-from refault.stores.base import check_range
+from refault.stores.ranges import check_range
 
 from . import scripts
 from .layout import COPY_NAMES, PAGE_BLOCKS, ArrayInfo

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from refault.errors import StoreError
-from refault.stores.base import Key
 from refault.stores.codec import Codec, Kind
+from refault.stores.swapspace import Key
 
 from . import scripts
 from .layout import block_key, pack, unpack
@@ -39,7 +39,7 @@ class _Record(NamedTuple):
 
 
 class RedisSwap:
-    """Compressed pages on a server or a cluster; see `refault.stores.base.SwapSpace`.
+    """Compressed pages on a server or a cluster; see `refault.stores.swapspace.SwapSpace`.
 
     Parameters
     ----------
