@@ -17,6 +17,7 @@ from refault.errors import StoreError, UsageError
 from refault.stores import Redis
 from refault.stores.objects import dump_object, load_object
 from refault.stores.redis.layout import PAGE_BLOCKS, ArrayInfo
+from refault.stores.redis.swap import RedisSwap
 
 SIZE = 5 * 65536 + 4321
 CONTENT = random.Random(1).randbytes(SIZE)
@@ -327,6 +328,22 @@ def test_a_server_that_is_restarted_is_found_again(key: str) -> None:
                 read(store, 0, SIZE)
             with pytest.raises(StoreError, match="no longer"):
                 store.write_from(0, memoryview(CONTENT))
+
+
+def test_a_cluster_that_is_gone_is_a_store_error(key: str) -> None:
+    with servers.redis_cluster() as nodes:
+        store, swap = full(nodes[0].url, key, timeout=2), RedisSwap(nodes[0].url)
+        swap.store_all([((1, 0), memoryview(CONTENT[:65536]))])
+        for node in nodes:
+            node.kill()
+        with closing(store):
+            # The first time connections end, then there is no node to ask for others.
+            for _ in range(2):
+                with pytest.raises(StoreError, match="see whether the server runs") as caught:
+                    read(store, 0, SIZE)
+                assert not caught.value.permanent
+            with pytest.raises(StoreError, match="are left behind"):
+                swap.close()
 
 
 def test_a_paused_server_is_given_up_on_and_loses_nothing(key: str) -> None:

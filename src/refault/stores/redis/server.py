@@ -141,7 +141,7 @@ class Server:
             raise StoreError(
                 f"{self._address}: {error}; raise its maxmemory, or delete arrays there"
             ) from error
-        except (errors.RedisError, OSError) as error:
+        except (errors.RedisError, errors.RedisClusterException, OSError) as error:
             raise StoreError(
                 f"{self._address}: {type(error).__name__}: {error}; see whether the server runs"
             ) from error
