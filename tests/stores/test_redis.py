@@ -16,7 +16,7 @@ from helpers import servers
 from refault.errors import StoreError, UsageError
 from refault.stores import Redis
 from refault.stores.objects import dump_object, load_object
-from refault.stores.redis.layout import PAGE_BLOCKS, ArrayInfo
+from refault.stores.redis.layout import PAGE_BLOCKS, ArrayInfo, generation
 from refault.stores.redis.swap import RedisSwap
 
 SIZE = 5 * 65536 + 4321
@@ -256,6 +256,15 @@ def test_only_the_last_writer_writes(url: str, key: str) -> None:
             one.write_from(0, memoryview(b"one"))
         assert read(other, 0, 5) == b"other"
         assert read(one, 0, 5) == b"other"
+
+
+def test_a_writer_that_came_in_between_is_noticed_by_its_blocks(url: str, key: str) -> None:
+    with closing(full(url, key)) as store, client(url) as one:
+        newer = store._info.pack(0, generation(500, 1), bytes(65536))
+        one.set(store._info.block_key(0), newer)
+        with pytest.raises(StoreError, match="another process"):
+            store.write_from(0, memoryview(CONTENT[:65536]))
+        assert one.get(store._info.block_key(0)) == newer
 
 
 def test_zeros_are_not_taken_for_granted_by_a_writer_of_before(url: str, key: str) -> None:
