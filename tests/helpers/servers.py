@@ -37,7 +37,7 @@ __all__ = [
 
 HOST = "127.0.0.1"
 START_SECONDS = 30.0
-NODE_TIMEOUT_MS = 1000
+NODE_TIMEOUT_MS = 500
 
 
 class Server:
