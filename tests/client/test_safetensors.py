@@ -43,7 +43,7 @@ def arrays() -> None:
 
 
 def test_arrays_are_those_that_were_saved() -> None:
-    run_child(arrays, timeout=30)
+    run_child(arrays, timeout=60)
 
 
 def eight_bits() -> None:
@@ -78,7 +78,7 @@ def eight_bits() -> None:
 
 
 def test_floats_of_eight_bits() -> None:
-    run_child(eight_bits, timeout=30)
+    run_child(eight_bits, timeout=60)
 
 
 def lazily() -> None:
@@ -104,7 +104,7 @@ def lazily() -> None:
 
 
 def test_only_what_is_touched_is_read_and_modes_are_those_of_open() -> None:
-    run_child(lazily, timeout=30)
+    run_child(lazily, timeout=60)
 
 
 def sharded() -> None:
@@ -160,7 +160,7 @@ def sharded() -> None:
 
 
 def test_models_in_several_files() -> None:
-    run_child(sharded, timeout=30)
+    run_child(sharded, timeout=60)
 
 
 def refused() -> None:
@@ -210,7 +210,7 @@ def refused() -> None:
 
 
 def test_what_cannot_be_loaded_is_told() -> None:
-    run_child(refused, timeout=30)
+    run_child(refused, timeout=60)
 
 
 def from_store() -> None:
@@ -250,7 +250,7 @@ def test_models_in_a_store() -> None:
                     file.seek(offset)
                     return file.readinto(buffer)
     """
-    run_child(from_store, timeout=30, files={"stored.py": module})
+    run_child(from_store, timeout=60, files={"stored.py": module})
 
 
 def unaligned() -> None:

@@ -83,8 +83,7 @@ def test_sort_while_one_of_three_nodes_is_killed_and_comes_back(
 
         def interrupt() -> None:
             servers.wait_for(started.exists, "the sort")
-            victim.kill()
-            servers.wait_for(lambda: not servers.is_whole(first), "the end of the node")
+            victim.be_missed()
             victim.start()
 
         with meanwhile(interrupt):

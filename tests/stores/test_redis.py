@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -339,6 +341,39 @@ def test_a_server_that_is_restarted_is_found_again(key: str) -> None:
                 store.write_from(0, memoryview(CONTENT))
 
 
+WRITER = """
+import sys
+from refault.stores import Redis
+store = Redis(sys.argv[1], sys.argv[2])
+for version in range(1, 1 << 20):
+    for first in range(0, 8, 2):
+        content = version.to_bytes(8, "big") * 1024
+        store.write_from(first * 4096, memoryview(content))
+        print(version, first, flush=True)
+"""
+
+
+def test_a_writer_that_is_killed_leaves_what_it_wrote(url: str, key: str) -> None:
+    """Each write that returned is there, or the one after it; none is half there or refused."""
+    with closing(Redis(url, key, size=8 * 4096, block=4096)) as store:
+        for lines in (1, 30, 57):
+            child = subprocess.Popen(
+                [sys.executable, "-c", WRITER, url, key], stdout=subprocess.PIPE, text=True
+            )
+            with child:
+                assert child.stdout is not None
+                said = [child.stdout.readline() for _ in range(lines)]
+                child.kill()
+                said += child.stdout.read().splitlines()
+            with closing(copy(store)) as later:
+                for line in said[-4:]:
+                    version, first = map(int, line.split())
+                    for number in (first, first + 1):
+                        found = read(later, number * 4096, 4096)
+                        assert found in [n.to_bytes(8, "big") * 512 for n in (version, version + 1)]
+                assert len(read(later, 0, store.size)) == store.size
+
+
 def test_a_cluster_that_is_gone_is_a_store_error(key: str) -> None:
     with servers.redis_cluster() as nodes:
         store, swap = full(nodes[0].url, key, timeout=2), RedisSwap(nodes[0].url)
@@ -400,6 +435,7 @@ def test_what_makes_no_sense_is_refused(server: servers.RedisServer) -> None:
     for arguments, match in (
         ({"key": "a{b}", "size": 1}, "without braces"),
         ({"key": "", "size": 1}, "without braces"),
+        ({"key": "a\nb", "size": 1}, "can be printed"),
         ({"key": "a", "size": 0}, "at least one"),
         ({"key": "a", "size": 1, "block": 5000}, "power of two"),
         ({"key": "a", "size": 1, "block": 1024}, "power of two"),
@@ -417,8 +453,6 @@ def test_what_makes_no_sense_is_refused(server: servers.RedisServer) -> None:
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "redis", None)
     with pytest.raises(UsageError, match=r"pip install 'refault\[redis\]'"):
         Redis("redis://localhost", "a", size=1)

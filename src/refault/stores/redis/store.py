@@ -86,8 +86,11 @@ class Redis:
         block: int = 64 << 10,
         timeout: float = 10.0,
     ) -> None:
-        if not key or "{" in key or "}" in key:
-            raise UsageError(f"key={key!r}: give a name without braces, which place keys on nodes")
+        if not key or not key.isprintable() or "{" in key or "}" in key:
+            raise UsageError(
+                f"key={key!r}: give a name that can be printed, without braces, which place keys"
+                " on nodes"
+            )
         block = operator.index(block)
         if block < 4096 or block & (block - 1):
             raise UsageError(f"block={block} is not a power of two from 4096 on")
