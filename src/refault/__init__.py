@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from refault.client.opening import open
     from refault.client.pin import Pin
     from refault.client.region import Region, region
+    from refault.client.safetensors import load_safetensors
     from refault.client.snapshot import Snapshot, snapshot
     from refault.client.statistics import RegionStatistics
 
@@ -40,6 +41,7 @@ __all__ = [
     "configure",
     "empty",
     "full",
+    "load_safetensors",
     "open",
     "region",
     "snapshot",
@@ -55,6 +57,7 @@ _HOMES = {
     "configure": "configuring",
     "empty": "creating",
     "full": "creating",
+    "load_safetensors": "safetensors",
     "open": "opening",
     "region": "region",
     "snapshot": "snapshot",

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import re
 
 import pytest
 
+from helpers import servers
 from helpers.child import run_child
 from helpers.userfaultfd import needs_userfaultfd
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
-PAGES = ["snapshots.md"]
+PAGES = ["safetensors.md", "snapshots.md"]
 
 
-def program(page: str) -> str:
+def program(page: str, language: str = "python") -> str:
     """All Python blocks of a page, one after the other."""
-    blocks = re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text(), re.M | re.S)
+    text = (DOCS / page).read_text()
+    blocks = re.findall(rf"^```(?:{language})\n(.*?)^```$", text, re.M | re.S)
     assert blocks
     return "".join(blocks)
 
@@ -32,3 +35,21 @@ def test_page_runs(page: str, tmp_path: pathlib.Path) -> None:
     code = program(page)
     printed = run_child(code, timeout=60, cwd=tmp_path).stdout.splitlines()
     assert printed == said(code)
+
+
+@needs_userfaultfd
+def test_far_memory_page_runs(tmp_path: pathlib.Path) -> None:
+    with servers.redis() as server:
+        code = program("far-memory.md").replace("redis://localhost:6379", server.url)
+        assert code.count(server.url) == 3
+        run_child(code, timeout=60, cwd=tmp_path)
+        assert server.ask("DBSIZE") == b":0"
+
+
+@needs_userfaultfd
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="torch is not installed: pip install torch"
+)
+def test_safetensors_page_runs_with_torch(tmp_path: pathlib.Path) -> None:
+    """What needs torch is marked as ``py``."""
+    run_child(program("safetensors.md", "py|python"), timeout=60, cwd=tmp_path)

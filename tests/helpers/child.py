@@ -29,7 +29,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import IO, Any
 
 import pytest
@@ -63,6 +63,7 @@ def run_child(
     cwd: str | os.PathLike[str] | None = None,
     orphans: float = 10.0,
     watchdog: bool = True,
+    beside: Callable[[], Iterable[int]] = tuple,
 ) -> Result:
     """Run Python code in a child process of its own session.
 
@@ -97,6 +98,9 @@ def run_child(
     watchdog
         False for code that forks: from Python 3.12 on a fork warns if there is
         any other thread, and the watchdog is one.
+    beside
+        Returns the ids of processes that the test itself has started, perhaps since
+        the child was: they may outlive it.
     """
     if user is not None:
         reason = _user_problem(user)
@@ -128,6 +132,8 @@ def run_child(
         )
         try:
             returncode = child.wait(timeout)
+            others = set(beside())
+            known |= {one.key for one in processes.descendants() if one.pid in others}
             result = Result(returncode, "", "", time.monotonic() - begin)
             alive = processes.wait_until_gone(known, orphans)
         except subprocess.TimeoutExpired:

@@ -20,7 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from refault.errors import StoreError, UsageError
 from refault.stores import spill
 from refault.stores.extents import Extents
-from refault.stores.swap import Key, Swap
+from refault.stores.swap import Swap
+from refault.stores.swapspace import Key
 
 PAGE = 64 << 10
 

@@ -24,10 +24,11 @@ def zeros(
     *,
     resident: Size | None = None,
     page_size: Size | None = None,
+    swap: str | None = None,
 ) -> npt.NDArray[Any]:
     """Return an array of zeros that need not fit into memory.
 
-    What is evicted is compressed, and spilled to a file if need be.
+    What is evicted is compressed, and spilled to a file if need be, or kept by a server.
 
     Parameters
     ----------
@@ -35,6 +36,9 @@ def zeros(
         As in `numpy.zeros`.
     resident, page_size
         As in `refault.open`.
+    swap
+        ``redis://HOST:PORT/DB`` of a Redis or Valkey server, or of a node of a cluster, that
+        keeps what is evicted, compressed.  None: memory, and then the disk, of this machine.
 
     Returns
     -------
@@ -45,6 +49,8 @@ def zeros(
     ------
     UsageError
         The parameters make no sense.
+    StoreError
+        The server of `swap` does not answer.
     KernelError
         The kernel or the pager refuses; ``refault doctor`` tells what is missing.
 
@@ -56,7 +62,7 @@ def zeros(
     >>> x[999:1002, 5]
     array([0., 7., 0.], dtype=float32)
     """
-    return _filled(b"\0", shape, check_dtype(dtype), order, resident, page_size, "zeros")
+    return _filled(b"\0", shape, check_dtype(dtype), order, resident, page_size, swap, "zeros")
 
 
 def empty(
@@ -66,6 +72,7 @@ def empty(
     *,
     resident: Size | None = None,
     page_size: Size | None = None,
+    swap: str | None = None,
 ) -> npt.NDArray[Any]:
     """Return an array that need not fit into memory; its content is zeros.
 
@@ -73,15 +80,15 @@ def empty(
     ----------
     shape, dtype, order
         As in `numpy.empty`.
-    resident, page_size
-        As in `refault.open`.
+    resident, page_size, swap
+        As in `refault.zeros`.
 
     Returns
     -------
     numpy.ndarray
         As from `refault.zeros`, which see.
     """
-    return _filled(b"\0", shape, check_dtype(dtype), order, resident, page_size, "empty")
+    return _filled(b"\0", shape, check_dtype(dtype), order, resident, page_size, swap, "empty")
 
 
 def full(
@@ -92,6 +99,7 @@ def full(
     *,
     resident: Size | None = None,
     page_size: Size | None = None,
+    swap: str | None = None,
 ) -> npt.NDArray[Any]:
     """Return an array whose elements all have one value; it need not fit into memory.
 
@@ -101,8 +109,8 @@ def full(
         As in `numpy.full`: without `dtype`, that of `fill_value`.
     fill_value
         A single value.
-    resident, page_size
-        As in `refault.open`.
+    resident, page_size, swap
+        As in `refault.zeros`.
 
     Returns
     -------
@@ -127,7 +135,7 @@ def full(
     pattern = value.tobytes()
     if not any(pattern):
         pattern = b"\0"
-    return _filled(pattern, shape, found, order, resident, page_size, "full")
+    return _filled(pattern, shape, found, order, resident, page_size, swap, "full")
 
 
 def _filled(
@@ -137,6 +145,7 @@ def _filled(
     order: str,
     resident: Size | None,
     page_size: Size | None,
+    swap: str | None,
     name: str,
 ) -> npt.NDArray[Any]:
     layout = Layout(dtype, check_shape(shape), check_order(order))
@@ -147,6 +156,6 @@ def _filled(
         private=True,
         offset=0,
         length=layout.nbytes,
-        options=Options.of(resident=resident, page_size=page_size),
+        options=Options.of(resident=resident, page_size=page_size, swap=swap),
     )
     return Region(memory, layout, "w+", name).array

@@ -19,6 +19,7 @@ Shape: TypeAlias = SupportsIndex | Sequence[SupportsIndex]
 
 SMALLEST_PAGE = 4 << 10
 LARGEST_PAGE = 2 << 20
+SWAP_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 class Options(NamedTuple):
@@ -28,6 +29,7 @@ class Options(NamedTuple):
     page_size: int | None
     deadline: float | None
     readahead: bool
+    swap: str | None = None
 
     @classmethod
     def of(
@@ -37,6 +39,7 @@ class Options(NamedTuple):
         page_size: Size | None,
         deadline: float | None = None,
         readahead: bool = True,
+        swap: str | None = None,
     ) -> Options:
         """Check what the user gave.
 
@@ -46,7 +49,9 @@ class Options(NamedTuple):
             A value makes no sense.
         """
         page = None if page_size is None else _page_size(page_size)
-        return cls(_resident(resident, page), page, _deadline(deadline), bool(readahead))
+        return cls(
+            _resident(resident, page), page, _deadline(deadline), bool(readahead), _swap(swap)
+        )
 
 
 def _page_size(value: Size) -> int:
@@ -79,6 +84,15 @@ def _deadline(value: float | None) -> float | None:
     if isinstance(value, bool | str) or not seconds > 0:
         raise UsageError(f"deadline={value!r} is not a time; give seconds, or None for no limit")
     return None if math.isinf(seconds) else seconds
+
+
+def _swap(value: str | None) -> str | None:
+    if value is not None and not str(value).startswith(SWAP_SCHEMES):
+        raise UsageError(
+            f"swap={value!r} is no URL of a Redis or Valkey server; give redis://HOST:PORT/DB, or"
+            " None for memory and disk of this machine"
+        )
+    return value
 
 
 def check_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:

@@ -361,7 +361,9 @@ def region(array: object) -> Region:
     if isinstance(base, Export):
         return base.region
     try:
-        address = np.asarray(array).__array_interface__["data"][0]
+        # A tensor of torch may have a dtype that numpy has not.
+        pointer = getattr(array, "data_ptr", None)
+        address = pointer() if pointer else np.asarray(array).__array_interface__["data"][0]
     except Exception as error:
         raise UsageError(
             f"{type(array).__name__} is no array ({error}); give what refault.open returned, or a"

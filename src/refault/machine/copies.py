@@ -19,7 +19,8 @@ from refault.errors import StoreError
 from refault.memory.mapping import Mapping
 from refault.memory.protection import Image
 from refault.memory.wait import WaitQueue
-from refault.stores.swap import Key, Swap
+from refault.stores.swap import Swap
+from refault.stores.swapspace import Key
 
 __all__ = ["Copies"]
 

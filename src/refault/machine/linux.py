@@ -38,7 +38,7 @@ from refault.memory.vma import Vma
 from refault.memory.wait import WaitQueue
 from refault.native import library
 from refault.stores.base import Store
-from refault.stores.swap import Swap
+from refault.stores.swapspace import Key, SwapSpace
 
 from .copies import Copies
 from .server import MappingRecord, ServedClient
@@ -145,7 +145,7 @@ class LinuxMapping(Mapping):
         See `Mapping`.
     """
 
-    def __init__(self, *args: Any, store: Store, swap: Swap, **others: Any) -> None:
+    def __init__(self, *args: Any, store: Store, swap: SwapSpace, **others: Any) -> None:
         super().__init__(*args, **others)
         self.store = store
         self.swap = swap
@@ -233,6 +233,16 @@ class LinuxMapping(Mapping):
         shift, size = self.page_shift, self.size
         return [
             (first << shift, min(last << shift, size) - (first << shift)) for first, last in runs
+        ]
+
+    def pages_in(
+        self, units: list[int], view: memoryview, start: int
+    ) -> list[tuple[Key, memoryview]]:
+        """Units as swap takes them, out of bytes that begin at `start`."""
+        bounds = [self.index_bytes(index) for index in units]
+        return [
+            ((self.number, index), view[low - start : high - start])
+            for index, (low, high) in zip(units, bounds, strict=True)
         ]
 
     def enter(self) -> None:
@@ -474,9 +484,7 @@ class LinuxMachine:
         def work() -> None:
             with self.buffers.take() as whole, whole[:length] as view:
                 if swapped:
-                    for index in run:
-                        low, high = mapping.index_bytes(index)
-                        mapping.swap.load((mapping.number, index), view[low - start : high - start])
+                    mapping.swap.load_all(mapping.pages_in(run, view, start))
                 else:
                     mapping.store.read_into(start, view)
                 self._install(mapping, start, view)
@@ -553,10 +561,9 @@ class LinuxMachine:
             with self.buffers.take() as whole, whole[:length] as view:
                 if os.preadv(mapping.memfd, [view], start) != length:
                     raise StoreError(f"{mapping.name}: memory at {start} cannot be read")
-                for index in units if mapping.private else ():
-                    low, high = mapping.index_bytes(index)
-                    mapping.swap.store((mapping.number, index), view[low - start : high - start])
-                if not mapping.private:
+                if mapping.private:
+                    mapping.swap.store_all(mapping.pages_in(units, view, start))
+                else:
                     mapping.store.write_from(start, view)  # type: ignore[attr-defined]
 
         def done(_: None, error: BaseException | None) -> None:

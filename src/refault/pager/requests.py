@@ -19,6 +19,7 @@ from refault.memory.wait import Signal, Waits
 from refault.stores.base import Store
 from refault.stores.file import FileStore
 from refault.stores.fill import FillStore
+from refault.stores.swapspace import SwapSpace
 from refault.wire import messages as wire
 
 from .patience import Patience
@@ -28,7 +29,7 @@ from .windows import AgentSocket, no_windows
 
 if TYPE_CHECKING:
     from .client import Client
-    from .service import Region
+    from .service import Pager, Region
 
 __all__ = ["Request", "handle"]
 
@@ -162,6 +163,7 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
         mapping = None
         size = None
         offset, length, page_size = message.offset, message.length, message.page_size
+        swap: SwapSpace | None = None
         if isinstance(source, wire.FileSource):
             try:
                 store = FileStore(fds[0], source.path, source.size, source.writable)
@@ -178,6 +180,8 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
                 key = store.key
         elif isinstance(source, wire.FillSource):
             store, name = FillStore(source.size, source.pattern), "anonymous"
+            if message.swap is not None:
+                swap = yield from _open_swap(pager, message.swap, task)
         elif isinstance(source, wire.SnapshotSource):
             snapshots, other = pager.snapshots, _region(request, source.region)
             snapshot = snapshot_of(snapshots, source.snapshot, other.mapping)
@@ -245,10 +249,13 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
                     page_size=page_size,
                     limit=limit,
                     readahead=message.readahead,
+                    swap=swap,
                     key=key,
                 )
             except BaseException:
                 store_close(store)
+                if swap is not None:
+                    store_close(swap)
                 raise
         region = pager.add_region(mapping, offset, length, message.deadline, limit)
         client.regions[region.number] = region
@@ -256,6 +263,17 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
         return wire.Done()
 
     request.run("map", work)
+
+
+def _open_swap(pager: Pager, url: str, task: PagerTask) -> Waits[SwapSpace]:
+    from refault.stores.redis.swap import RedisSwap
+
+    lane = pager.loop.workers.lane(1)
+    try:
+        swap: SwapSpace = yield from pager.in_thread(lane, lambda: RedisSwap(url), task)
+    finally:
+        lane.close()
+    return swap
 
 
 def _give_page_size(
@@ -276,7 +294,7 @@ def _give_page_size(
         raise
 
 
-def store_close(store: Store) -> None:
+def store_close(store: Store | SwapSpace) -> None:
     """Close a store that has a `close`."""
     close = getattr(store, "close", None)
     if close is not None:

@@ -17,6 +17,7 @@ from refault.memory.vma import Vma
 from refault.memory.wait import Task, TaskState, Wait, WaitQueue, WaitReason, Waits
 from refault.stores.base import Store
 from refault.stores.swap import Swap
+from refault.stores.swapspace import SwapSpace
 
 from .guardian import Guardian
 from .loop import Loop
@@ -186,6 +187,7 @@ class Pager:
         page_size: int | None,
         limit: int | None,
         readahead: bool,
+        swap: SwapSpace | None = None,
         key: tuple[int, int] | None = None,
     ) -> LinuxMapping:
         """Make a mapping; one that is `shared` by a key is found again by it."""
@@ -211,7 +213,7 @@ class Pager:
                 writable=writable,
                 readahead=readahead,
                 store=store,
-                swap=self.swap,
+                swap=self.swap if swap is None else swap,
             )
         except (MemoryError, OverflowError) as error:
             raise UsageError(
@@ -403,6 +405,22 @@ class Pager:
             if shared is mapping:
                 del self.shared[key]
         mapping.close()
+        if mapping.swap is not self.swap:
+            self._close_swap(mapping.swap)
+
+    def _close_swap(self, swap: SwapSpace) -> None:
+        """Have a swap that was one mapping's own forget everything, which may take its time."""
+
+        def done(_: None, error: BaseException | None) -> None:
+            if error is not None:
+                say(str(error))
+            self.closing -= 1
+            self.stop_if_idle()
+
+        self.closing += 1
+        lane = self.loop.workers.lane(1)
+        lane.submit(swap.close, done)
+        lane.close()
 
     def flush(self, region: Region, first: int, last: int, task: Task) -> Waits[None]:
         """Write back dirty units ``[first, last)`` and make them durable.

@@ -257,7 +257,7 @@ class SnapshotStore:
             mapping.store.read_into(start + low, part)
             return
         whole = memoryview(bytearray(end - start))
-        mapping.swap.load((mapping.number, index), whole)
+        mapping.swap.load_all([((mapping.number, index), whole)])
         part[:] = whole[low : low + len(part)]
 
     def _in_loop(self, index: int, low: int, part: memoryview) -> bool:

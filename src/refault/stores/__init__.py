@@ -1,4 +1,4 @@
-"""Where pages come from and go to: files, patterns, swap, objects of the user.
+"""Where pages come from and go to: files, patterns, swap, servers, objects of the user.
 
 The stores that users make themselves are here by name; each is imported when it is
 first used.
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from .diskcache import DiskCache
     from .overlay import Overlay
     from .path import File
+    from .redis import Redis
 
-__all__ = ["DiskCache", "File", "Overlay"]
+__all__ = ["DiskCache", "File", "Overlay", "Redis"]
 
-_HOMES = {"DiskCache": "diskcache", "File": "path", "Overlay": "overlay"}
+_HOMES = {"DiskCache": "diskcache", "File": "path", "Overlay": "overlay", "Redis": "redis"}
 
 
 def __getattr__(name: str) -> object:

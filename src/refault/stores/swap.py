@@ -21,19 +21,16 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from itertools import islice
-from typing import TypeAlias
 
 from refault.errors import StoreError
 
 from .codec import Codec, Kind
 from .spill import Slot, SpillFile
+from .swapspace import Key
 
-__all__ = ["Key", "Swap"]
-
-Key: TypeAlias = tuple[Hashable, Hashable]
-"""(owner, index): an owner's pages can be discarded together."""
+__all__ = ["Swap"]
 
 _BATCH = 256
 
@@ -107,6 +104,16 @@ class Swap:
                     self._drop(old)
             raise
         self._trim()
+
+    def store_all(self, pages: Sequence[tuple[Key, memoryview]]) -> None:
+        """`store` pages, one by one."""
+        for key, buffer in pages:
+            self.store(key, buffer)
+
+    def load_all(self, pages: Sequence[tuple[Key, memoryview]]) -> None:
+        """`load` pages, one by one."""
+        for key, buffer in pages:
+            self.load(key, buffer)
 
     def load(self, key: Key, buffer: memoryview) -> None:
         """Fill `buffer` with the page, which stays in swap.

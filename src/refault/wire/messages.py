@@ -132,6 +132,8 @@ class Map(msgspec.Struct, tag=True, frozen=True):
     deadline: float | None
     """Seconds an implicit touch waits for its store; None: for ever."""
     readahead: bool
+    swap: str | None = None
+    """URL of the Redis server that is swap; None: the pager's own."""
 
 
 class Mapped(msgspec.Struct, tag=True, frozen=True):

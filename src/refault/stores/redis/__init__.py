@@ -1,0 +1,7 @@
+"""Far memory: an array whose bytes are held by a Redis or Valkey server, or a cluster of them."""
+
+from __future__ import annotations
+
+from .store import Redis
+
+__all__ = ["Redis"]
