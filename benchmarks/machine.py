@@ -64,14 +64,15 @@ def processor_of(pid: int, tid: int | None = None) -> int:
 
 
 def resident_kib(pid: int) -> dict[str, float]:
-    """``rss`` of a process, and ``private``: what would be free if it ended."""
-    found = {"Rss": 0, "Private_Clean": 0, "Private_Dirty": 0}
+    """``rss`` of a process; ``pss``: its part of what it shares; ``private``: its own alone."""
+    found = {"Rss": 0, "Pss": 0, "Private_Clean": 0, "Private_Dirty": 0}
     for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         name, _, value = line.partition(":")
         if name in found:
             found[name] = int(value.split()[0])
     return {
         "rss": float(found["Rss"]),
+        "pss": float(found["Pss"]),
         "private": float(found["Private_Clean"] + found["Private_Dirty"]),
     }
 

@@ -118,6 +118,8 @@ class Comparison:
         Print medians alone.
     series
         For a growth curve: the x value of each contender, by its name.
+    lines
+        If there are several curves: of each contender, the one that it is a point of.
     plotted
         Names of the measures that are plotted; the first one, if none is named.
     """
@@ -128,6 +130,7 @@ class Comparison:
     goals: Sequence[Goal] = ()
     baseline: str | None = None
     series: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    lines: Mapping[str, str] = dataclasses.field(default_factory=dict)
     x_label: str = ""
     once: bool = False
     compact: bool = False

@@ -22,6 +22,7 @@ __all__ = [
     "native",
     "pager_memory",
     "pager_pid",
+    "pager_processes",
     "use_fifo_pager",
 ]
 
@@ -46,15 +47,20 @@ def pager_pid() -> int:
     return connection.pager
 
 
+def pager_processes() -> list[int]:
+    """Process ids of the pager and of its guardian."""
+    pid = pager_pid()
+    children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
+
+
 def pager_memory() -> dict[str, float]:
     """MiB of the pager, and of the pager and its guardian together.
 
     Memory of regions is not in it: the pager does not map them.
     """
-    pid = pager_pid()
-    own = resident_kib(pid)
-    children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    private = own["private"] + sum(resident_kib(int(child))["private"] for child in children)
+    own, *others = [resident_kib(pid) for pid in pager_processes()]
+    private = own["private"] + sum(other["private"] for other in others)
     return {"pager_mib": own["rss"] / 1024, "both_private_mib": private / 1024}
 
 

@@ -96,19 +96,30 @@ def _rows(place: Any, outcome: Outcome, measure: Measure) -> None:
 def _curve(place: Any, outcome: Outcome, measure: Measure) -> None:
     comparison = outcome.comparison
     points = sorted((comparison.series[name], name) for name in _having(outcome, measure))
-    medians = []
-    for x, name in points:
-        values = [sample[measure.name] for sample in outcome.samples[name]]
-        place.plot([x] * len(values), values, "o", alpha=0.5, markersize=4, color="tab:blue")
-        medians.append(statistics.median(values))
-    places = [x for x, _ in points]
-    place.plot(places, medians, "-", color="tab:red")
+    lines = list(dict.fromkeys(comparison.lines.get(name, "") for name in outcome.samples))
+    shown: list[float] = []
+    for number, line in enumerate(lines):
+        own = [point for point in points if comparison.lines.get(point[1], "") == line]
+        color = f"C{number}" if comparison.lines else "tab:blue"
+        medians = []
+        for x, name in own:
+            values = [sample[measure.name] for sample in outcome.samples[name]]
+            place.plot([x] * len(values), values, "o", alpha=0.5, markersize=4, color=color)
+            medians.append(statistics.median(values))
+            shown += values
+        color = color if comparison.lines else "tab:red"
+        place.plot([x for x, _ in own], medians, "-", color=color, label=line)
+    places = list(dict.fromkeys(x for x, _ in points))
     place.set_xscale("log", base=2)
     # What was measured, as it is called; no powers between.
     place.set_xticks(places, [f"{x:,g}" if x < 1e6 else f"{x:,.0f}" for x in places])
     place.set_xticks([], minor=True)
-    shown = [sample[measure.name] for _, name in points for sample in outcome.samples[name]]
-    place.set_ylim(min(0.0, *shown), 1.1 * max(shown))
+    if comparison.lines and max(shown) > WIDE * min(shown) > 0:
+        place.set_yscale("log")
+    else:
+        place.set_ylim(min(0.0, *shown), 1.1 * max(shown))
+    if comparison.lines:
+        place.legend(fontsize=8)
     _plain(place.yaxis)
     place.set_xlabel(comparison.x_label)
     place.set_ylabel(_label(measure))

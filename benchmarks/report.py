@@ -82,6 +82,7 @@ def as_json(name: str, outcome: Outcome) -> dict[str, Any]:
         "measures": [dataclasses.asdict(measure) for measure in comparison.measures],
         "baseline": comparison.baseline,
         "series": dict(comparison.series),
+        "lines": dict(comparison.lines),
         "x_label": comparison.x_label,
         "samples": {key: [dict(one) for one in value] for key, value in outcome.samples.items()},
         "missing": outcome.missing,

@@ -3,7 +3,9 @@
  * Called through ctypes, and so without the GIL; also a part of limit.c, so that the yardstick
  * and what is measured run the same loop.
  */
+#include <errno.h>
 #include <stdint.h>
+#include <string.h>
 #include <time.h>
 
 enum { READ = 0, WRITE = 1, READ_MODIFY_WRITE = 2 };
@@ -47,4 +49,48 @@ uint64_t touch(volatile char *base, const uint64_t *offsets, uint64_t count, int
         }
     }
     return sum;
+}
+
+/* What another thread tells a writer, and hears from it. */
+enum { STOP = 0, HOLD = 1, HELD = 2 };
+
+static void sleep_until(uint64_t ns)
+{
+    struct timespec t = {.tv_sec = ns / 1000000000u, .tv_nsec = ns % 1000000000u};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, 0) == EINTR)
+        ;
+}
+
+/* Write pieces of `bytes` at base + offsets[i], one every `interval` ns or, if that is 0, without a
+ * break; until there are `count`, or flags[STOP] is set.  While flags[HOLD] is set nothing is
+ * written, and flags[HELD] says so.  Piece i begins with the number first + i, which is written
+ * before the rest.  begins[i] and ns[i]: when it was due, or the end of the one before if that was
+ * later; and how long it took from then on.  So whatever stops the writer is in it, be it a fault of
+ * its stack.  Returns how many were written. */
+uint64_t write_pieces(char *base, const uint64_t *offsets, uint64_t count, uint64_t bytes,
+                      uint64_t first, uint64_t interval, int *flags, uint64_t *begins, uint64_t *ns)
+{
+    uint64_t start = now_ns(), after = start;
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t before = after;
+        if (interval && start + i * interval > after) {
+            before = start + i * interval;
+            sleep_until(before);
+        }
+        if (__atomic_load_n(&flags[STOP], __ATOMIC_SEQ_CST))
+            return i;
+        if (__atomic_load_n(&flags[HOLD], __ATOMIC_SEQ_CST)) {
+            __atomic_store_n(&flags[HELD], 1, __ATOMIC_SEQ_CST);
+            while (__atomic_load_n(&flags[HOLD], __ATOMIC_SEQ_CST))
+                sleep_until(now_ns() + 20000);
+            __atomic_store_n(&flags[HELD], 0, __ATOMIC_SEQ_CST);
+        }
+        char *place = base + offsets[i];
+        __atomic_store_n((uint64_t *)place, first + i, __ATOMIC_SEQ_CST);
+        memset(place + 8, (int)i, bytes - 8);
+        after = now_ns();
+        begins[i] = before;
+        ns[i] = after - before;
+    }
+    return count;
 }

@@ -21,6 +21,7 @@ NAMES = [
     "sparse",
     "start",
     "growth",
+    "snapshots",
     "matrix",
 ]
 

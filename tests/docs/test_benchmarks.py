@@ -24,7 +24,7 @@ def benchmarks(*arguments: str) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -167,4 +167,21 @@ def test_one_runs(tmp_path: pathlib.Path) -> None:
     (comparison,) = json.loads(saved.read_text())["comparisons"]
     (sample,) = comparison["samples"]["refault"]
     assert sample["per_second"] > 100
+    assert not list(data.iterdir())
+
+
+@needs_userfaultfd
+@pytest.mark.userfaultfd
+@pytest.mark.slow
+def test_every_way_to_save_saves_one_instant(tmp_path: pathlib.Path) -> None:
+    data, saved = tmp_path / "data", tmp_path / "saved.json"
+    data.mkdir()
+    benchmarks("snapshots", "--quick", "--json", str(saved), "--data", str(data))
+    found = {one["title"]: one for one in json.loads(saved.read_text())["comparisons"]}
+    assert len(found) == 5
+    (saving,) = [one for title, one in found.items() if "save of" in title]
+    whole = {name: samples[0]["saved"] for name, samples in saving["samples"].items()}
+    assert whole.keys() >= {"refault", "refault, changes", "fork", "np.save"}
+    assert whole["refault"] == whole["fork"] == 2 <= whole["np.save"]
+    assert 0 < whole["refault, changes"] <= 2
     assert not list(data.iterdir())
