@@ -119,7 +119,7 @@ def check(
         output = file.read()
     if status:
         raise AssertionError(
-            f"paging: the child ended with {status} (-9: after {seconds} s)\n{output}"
+            f"paging: the child ended with {status} (-9: not done in {seconds} s)\n{output}"
         )
     right = bytearray(content)
     for start, data in _changes(len(content)) if writable else ():
