@@ -55,7 +55,7 @@ from .uffd import (
 __all__ = ["LinuxAddressSpace", "LinuxMachine", "LinuxMapping", "Services"]
 
 RUN_BYTES = 1 << 20
-"""The most that one call reads from, or writes to, a store."""
+"""The most that one call reads from, or writes to, a store that does not say what suits it."""
 
 LAZY_PAGES = 1 << 20
 
@@ -150,6 +150,8 @@ class LinuxMapping(Mapping):
         self.store = store
         self.swap = swap
         self.read_nowait = getattr(store, "read_nowait", None)
+        self.fetch = getattr(store, "fetch", None)
+        self.run_bytes = min(getattr(store, "read_bytes", RUN_BYTES), BUFFER_BYTES)
         self.memfd = -1
         self.given_up: set[int] = set()
         self.native: MappingRecord | None = None
@@ -450,7 +452,7 @@ class LinuxMachine:
                 joins = (
                     run
                     and index == run[-1] + 1
-                    and (len(run) + 1) * mapping.page_size <= RUN_BYTES
+                    and (len(run) + 1) * mapping.page_size <= mapping.run_bytes
                     and not (mapping.flags[index] ^ mapping.flags[run[0]]) & PG_SWAPPED
                 )
                 if run and not joins:
@@ -472,6 +474,9 @@ class LinuxMachine:
             self._take_back(mapping, index)
 
         def work() -> None:
+            if mapping.fetch is not None and not swapped:
+                self._install(mapping, start, mapping.fetch(start, length))
+                return
             with self.buffers.take() as whole, whole[:length] as view:
                 if swapped:
                     for index in run:

@@ -38,6 +38,12 @@ SWAP_SHARE = 4
 """Compressed pages may take one over so much of the machine's memory before they spill."""
 
 
+def _bytes_ahead(store: Store) -> int:
+    """How far ahead a store must be asked to be kept busy; 0: it does not say."""
+    wanted: int = getattr(store, "parallel", 0) * getattr(store, "read_bytes", 0)
+    return wanted
+
+
 class Region:
     """What one client sees of one mapping.
 
@@ -210,6 +216,7 @@ class Pager:
                 private=private,
                 writable=writable,
                 readahead=readahead,
+                far=_bytes_ahead(store),
                 store=store,
                 swap=self.swap,
             )
@@ -220,7 +227,7 @@ class Pager:
             ) from error
         if self.loop.server is not None:
             mapping.native = MappingRecord(self.loop.server, mapping)
-        self.lanes[mapping] = self.loop.workers.lane(LANE_WIDTH)
+        self.lanes[mapping] = self.loop.workers.lane(getattr(store, "parallel", LANE_WIDTH))
         self.references[mapping] = set()
         mapping.page_size_given = given
         if not given:

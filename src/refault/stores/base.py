@@ -7,6 +7,18 @@ stopping a page fault of another region.
 
 Only `size` and `read_into` are required.  A store without `write_from` can be
 opened with mode ``"r"`` and ``"c"`` only.
+
+What else a store may have, each on its own:
+
+``fetch(offset, length)``
+    Returns a buffer of its own with so many bytes, and is asked instead of `read_into`: for
+    libraries that allocate what they return.
+``parallel``
+    How many reads at a time suit it; 8 if it does not say.
+``read_bytes``
+    How many bytes of neighbouring pages should be joined to one read, at most 2 MiB; 1 MiB if it
+    does not say.  With `parallel` it says that the store is far away: then
+    ``parallel * read_bytes`` are read ahead, if a quarter of the budget has room for them.
 """
 
 from __future__ import annotations
