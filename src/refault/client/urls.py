@@ -24,6 +24,9 @@ SCHEMES: dict[str, str] = {
 }
 """Scheme of a URL -> ``module:function``, which is called with the URL and the storage options."""
 
+OTHERS = "refault.stores.filesystems:open_file"
+"""What makes a store from a URL of any other scheme, or of several joined with ``::``."""
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:::.*)?://")
 
 
@@ -43,7 +46,7 @@ def local_path(url: str) -> str:
 
 def open_url(url: str, storage_options: Mapping[str, Any]) -> Store:
     """Make the store that a URL means."""
-    maker = SCHEMES[cast("str", scheme(url))]
+    maker = OTHERS if "::" in url.partition("://")[0] else SCHEMES.get(scheme(url) or "", OTHERS)
     module, _, function = maker.partition(":")
     found = getattr(importlib.import_module(module), function)(url, dict(storage_options))
     return cast("Store", found)

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .cloud import Obstore
+    from .filesystems import Fsspec
     from .remote import Policy, RemoteStore
 
-__all__ = ["Obstore", "Policy", "RemoteStore"]
+__all__ = ["Fsspec", "Obstore", "Policy", "RemoteStore"]
 
 _HOMES = {
+    "Fsspec": "filesystems",
     "Obstore": "cloud",
     "Policy": "remote",
     "RemoteStore": "remote",

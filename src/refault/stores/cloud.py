@@ -22,27 +22,22 @@ from typing import Any, Self
 
 from refault.errors import UsageError
 
-from .remote import Policy, Refused, RemoteStore
+from .remote import CHANGED, PERMANENT_STATUS, Policy, Refused, RemoteStore, public
 
 __all__ = ["Obstore", "open_object"]
 
 FIRST_BYTES = 64 << 10
 """Read when an object is opened, and kept: the header of a ``.npy``, and the first page."""
 
-_CHANGED = (
-    "it has changed since it was opened, and bytes of two versions are never mixed; open it again"
-)
-_PERMANENT = frozenset({401, 403, 404, 405, 410, 412, 416})
 _NEXT_STEP = {
     401: "give credentials (storage_options, or the environment)",
     403: "see what these credentials may read, and whether they have expired",
     404: "check the name, and the bucket or server",
     410: "it has been deleted",
-    412: _CHANGED,
+    412: CHANGED,
 }
 _STATUS = re.compile(r"status code: (\d{3})([ \w]*)")
 _KIND = re.compile(r"\bkind: (\w+)")
-_QUERY = re.compile(r"[?]\S*")
 _CAUSES = {
     "Connect": "no connection to the server",
     "Timeout": "no answer in time",
@@ -80,9 +75,10 @@ class Obstore(RemoteStore):
 
     def __init__(self, store: Any, path: str, *, policy: Policy | None = None) -> None:
         policy = policy or Policy()
+        configured = _configured(store, policy)
         super().__init__(_name(store, path), policy)
         self.path = path
-        self._store = _configured(store, policy)
+        self._store = configured
         self._condition: dict[str, Any] = {}
         self._version: tuple[str | None, datetime.datetime | None] | None = None
         self._first = self._ask_patiently(self._look, "open it")
@@ -137,7 +133,7 @@ class Obstore(RemoteStore):
         options = {"range": (start, end), **self._condition}
         found = _obstore().get(self._store, self.path, options=options)
         if (found.meta.get("e_tag"), found.meta.get("last_modified")) != self._version:
-            raise Refused(_CHANGED)
+            raise Refused(CHANGED)
         return found.bytes()
 
     def _describe(self, error: BaseException) -> tuple[str, bool]:
@@ -149,7 +145,7 @@ class Obstore(RemoteStore):
             step = _NEXT_STEP.get(status)
             said = _STATUS.search(text)
             words = f"HTTP {status}{said[2] if said else ''}"
-            return f"{words}; {step}" if step else words, status in _PERMANENT
+            return f"{words}; {step}" if step else words, status in PERMANENT_STATUS
         name = type(error).__name__
         if name == "NotSupportedError":
             return (
@@ -159,7 +155,7 @@ class Obstore(RemoteStore):
         for kind in _KIND.findall(text):
             if kind in _CAUSES:
                 return _CAUSES[kind], False
-        return f"{name}: {_QUERY.sub('', text.partition(chr(10))[0])}", False
+        return f"{name}: {public(text.partition(chr(10))[0])}", False
 
 
 def open_object(url: str, storage_options: dict[str, Any]) -> Obstore:
@@ -189,7 +185,7 @@ def _from_url(url: str, storage_options: dict[str, Any]) -> tuple[Any, str]:
     scheme = url.partition(":")[0].lower()
     folder, path, query = _split(url)
     if not path:
-        raise UsageError(f"{_public(url)}: names no object; add its key")
+        raise UsageError(f"{public(url)}: names no object; add its key")
     options = dict(storage_options)
     client = dict(options.pop("client_options", None) or {})
     endpoint = str(options.get("endpoint") or options.get("aws_endpoint") or "")
@@ -202,7 +198,7 @@ def _from_url(url: str, storage_options: dict[str, Any]) -> tuple[Any, str]:
     except Exception as error:
         line = str(error).partition("\n")[0]
         raise UsageError(
-            f"{_public(url)}: obstore does not take these storage_options: {line}"
+            f"{public(url)}: obstore does not take these storage_options: {line}"
         ) from error
 
 
@@ -218,18 +214,11 @@ def _split(url: str) -> tuple[str, str, str]:
     return folder, urllib.parse.unquote(path), f"?{parts.query}" if parts.query else ""
 
 
-def _public(url: str) -> str:
-    """A URL without what may be secret in it: the query, and a password."""
-    parts = urllib.parse.urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
-
-
 def _name(store: Any, path: str) -> str:
     """How messages name an object."""
     kind = type(store).__name__
     if kind == "HTTPStore":
-        return _public(store.url).rstrip("/") + "/" + path
+        return public(store.url).rstrip("/") + "/" + path
     config = getattr(store, "config", None) or {}
     place = config.get("bucket") or config.get("container_name") or config.get("container") or kind
     scheme = {"S3Store": "s3", "GCSStore": "gs", "AzureStore": "az"}.get(kind, "object")

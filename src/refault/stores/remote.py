@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,11 +19,20 @@ from refault.errors import StoreError, UsageError
 
 from .tries import Tries
 
-__all__ = ["Policy", "Refused", "RemoteStore"]
+__all__ = ["CHANGED", "PERMANENT_STATUS", "Policy", "Refused", "RemoteStore", "public"]
 
 T = TypeVar("T")
 
 LARGEST_READ = 2 << 20
+PERMANENT_STATUS = frozenset({401, 403, 404, 405, 410, 412, 416})
+"""Answers of HTTP after which asking again is of no use."""
+
+CHANGED = (
+    "it has changed since it was opened, and bytes of two versions are never mixed; open it again"
+)
+
+_SECRETS = re.compile(r"://(?:[^\s/@]*@)?([^\s?'\")]*)(?:[?][^\s'\")]*)?")
+
 OPENING_TRIES = 4
 OPENING_PAUSE = 0.25
 
@@ -64,6 +74,11 @@ class Policy:
             raise UsageError(f"read_bytes={self.read_bytes!r} is not from 4096 to {LARGEST_READ}")
 
 
+def public(text: str) -> str:
+    """A text without what may be secret in its URLs: queries, users and passwords."""
+    return _SECRETS.sub(r"://\1", text)
+
+
 class Refused(Exception):
     """Asking again is of no use; the message says why, and what to do."""
 
@@ -103,7 +118,7 @@ class RemoteStore(ABC):
 
     def _describe(self, error: BaseException) -> tuple[str, bool]:
         """What `error` means, in words, and whether it is for ever."""
-        text = str(error).strip()
+        text = public(str(error).strip())
         return f"{type(error).__name__}: {text}" if text else type(error).__name__, False
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
