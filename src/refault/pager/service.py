@@ -355,11 +355,13 @@ class Pager:
             while True:
                 failed = yield from sync_units(self.machine, mapping, 0, mapping.pages, task)
                 if not mapping.dirty:
-                    return
+                    failed = yield from self._last_flush(mapping, task)
+                    if failed is None:
+                        return
                 if failed is None:
                     continue
                 if over or getattr(failed, "permanent", False):
-                    lost = mapping.dirty * mapping.page_size
+                    lost = mapping.dirty * mapping.page_size or mapping.counters.bytes_written
                     text = (
                         f"{mapping.name}: up to {lost} changed bytes were NOT written and are "
                         f"lost: {failed}"
@@ -371,6 +373,17 @@ class Pager:
                     yield Wait(pause.over, TaskState.UNINTERRUPTIBLE, WaitReason.STORE_ERROR)
         finally:
             patience.cancel()
+
+    def _last_flush(self, mapping: LinuxMapping, task: Task) -> Waits[StoreError | None]:
+        """Flush a store that has not sent on what was written to it."""
+        if not getattr(mapping.store, "buffered", False):
+            return None
+        flush: Callable[[], None] = mapping.store.flush  # type: ignore[attr-defined]
+        try:
+            yield from self.in_thread(self.lanes[mapping], flush, task)
+        except StoreError as error:
+            return error
+        return None
 
     def _until_idle(self, mapping: LinuxMapping) -> Waits[None]:
         """Wait until nobody evicts units or writes them: the memfd's number will be another's.

@@ -10,6 +10,10 @@ opened with mode ``"r"`` and ``"c"`` only.
 
 What else a store may have, each on its own:
 
+``readonly``
+    Why it cannot be changed although it has `write_from`; empty if it can.
+``buffered``
+    True if what was written is safe after `flush` only; then the pager calls it at the end, too.
 ``fetch(offset, length)``
     Returns a buffer of its own with so many bytes, and is asked instead of `read_into`: for
     libraries that allocate what they return.

@@ -9,6 +9,11 @@ Some facts about objects
   there is no ETag, the time of the last change stands in for it.
 * A GET of the first bytes tells size and ETag as well, so opening takes one request.  Of an
   empty object there are no first bytes, and the answer is an error (416): then HEAD tells.
+* A PUT with If-Match replaces an object only if it is the one that was opened.  It takes all bytes
+  at once, and S3 takes 5 GiB so.  A multipart upload could be larger, and take parts from the old
+  object, but obstore's has neither conditions nor copies.
+* An answer to a PUT may be lost.  Tried again, it fails: the object is another one now, ours.  So
+  each PUT has a mark in the object's metadata, by which we know our own.
 * obstore's messages hold the whole URL with its query, and a presigned URL has its signature there.
   So messages are made anew from what is in them.
 """
@@ -17,12 +22,15 @@ from __future__ import annotations
 
 import datetime
 import re
+import threading
 import urllib.parse
+import uuid
 from typing import Any, Self
 
-from refault.errors import UsageError
+from refault.errors import StoreError, UsageError
 
 from .remote import CHANGED, PERMANENT_STATUS, Policy, Refused, RemoteStore, public
+from .replacing import Replacing
 
 __all__ = ["Obstore", "open_object"]
 
@@ -36,6 +44,14 @@ _NEXT_STEP = {
     410: "it has been deleted",
     412: CHANGED,
 }
+_LARGEST = {"S3Store": 5 << 30, "AzureStore": 5000 << 20, "GCSStore": 5 << 40}
+"""Bytes that one PUT may have, of those that know PUT with a condition."""
+
+LEAST_RATE = 1 << 20
+"""An upload may take a second for so many bytes, beside the time limit of one request."""
+
+MARK = "refaultupload"
+
 _STATUS = re.compile(r"status code: (\d{3})([ \w]*)")
 _KIND = re.compile(r"\bkind: (\w+)")
 _CAUSES = {
@@ -69,19 +85,34 @@ class Obstore(RemoteStore):
     Notes
     -----
     The object's first bytes are read when it is opened, with one request.
+
+    Changes are kept in a local file until `flush`, which puts a new object in the place of the old
+    one, if that is still the one that was opened.  Its attributes (content type, metadata) are
+    kept; tags and access rules are not.
+
+    Attributes
+    ----------
+    readonly
+        Why the object cannot be changed; empty if it can.
     """
 
     limits_itself = True
+    buffered = True
 
     def __init__(self, store: Any, path: str, *, policy: Policy | None = None) -> None:
         policy = policy or Policy()
-        configured = _configured(store, policy)
+        configured = _configured(store, policy.timeout)
         super().__init__(_name(store, path), policy)
         self.path = path
         self._store = configured
         self._condition: dict[str, Any] = {}
-        self._version: tuple[str | None, datetime.datetime | None] | None = None
+        self._version: dict[str, Any] = {}
+        self._generation: dict[str, Any] = {}
+        self._attributes: dict[str, Any] = {}
+        self._marks: set[str] = set()
+        self._changes: Replacing | None = None
         self._first = self._ask_patiently(self._look, "open it")
+        self.readonly = self._why_readonly()
 
     @classmethod
     def from_url(cls, url: str, *, policy: Policy | None = None, **storage_options: Any) -> Self:
@@ -107,34 +138,132 @@ class Obstore(RemoteStore):
         obstore = _obstore()
         try:
             found = obstore.get(self._store, self.path, options={"range": (0, FIRST_BYTES)})
-            meta, first = found.meta, bytes(found.bytes())
+            meta, attributes, first = found.meta, found.attributes, bytes(found.bytes())
         except Exception as error:
             if _status(str(error)) != 416:
                 raise
-            meta, first = obstore.head(self._store, self.path), b""
+            meta, attributes, first = obstore.head(self._store, self.path), {}, b""
         if len(first) != min(FIRST_BYTES, meta["size"]):
             raise EOFError(f"a short answer of {len(first)} bytes")
         self.size = meta["size"]
-        etag, modified = meta.get("e_tag"), meta.get("last_modified")
-        self._version = (etag, modified)
-        if etag is None:
-            self._condition = {"if_unmodified_since": modified}
-        elif not etag.startswith("W/"):
-            self._condition = {"if_match": etag}
+        self._attributes = dict(attributes)
+        self._opened(meta)
         return first
+
+    def _opened(self, meta: Any) -> None:
+        """Read, and replace, this version from now on."""
+        etag = meta.get("e_tag")
+        if etag is None:
+            modified = meta.get("last_modified")
+            self._version = {"last_modified": modified}
+            self._condition = {"if_unmodified_since": modified}
+        else:
+            self._version = {"e_tag": etag}
+            self._condition = {} if etag.startswith("W/") else {"if_match": etag}
+        version = meta.get("version")
+        self._generation = {} if version is None else {"version": version}
+
+    def _why_readonly(self) -> str:
+        kind = type(self._store).__name__
+        if kind not in _LARGEST:
+            return "what is behind HTTP cannot be replaced"
+        if self.size > _LARGEST[kind]:
+            return f"it has more than the {_LARGEST[kind]} bytes that can be replaced at one stroke"
+        if "if_match" not in self._condition:
+            return "it has no ETag by which another change could be seen"
+        return ""
 
     def fetch(self, offset: int, length: int) -> memoryview:
         """Return `length` bytes from `offset` on, or raise `StoreError`."""
-        if offset >= 0 and offset + length <= len(self._first):
+        self._check_range("read", offset, length)
+        changes = self._changes
+        if changes is not None:
+            return changes.fetch(offset, length)
+        if offset + length <= len(self._first):
             return memoryview(self._first)[offset : offset + length]
-        return super().fetch(offset, length)
+        return self._fetch(offset, length, self._ask)
+
+    def write_from(self, offset: int, buffer: memoryview) -> None:
+        """Keep changed bytes until `flush`, or raise `StoreError`."""
+        self._check_range("write", offset, len(buffer))
+        if self.readonly:
+            raise StoreError(f"{self.name}: cannot be changed: {self.readonly}", permanent=True)
+        with self._making:
+            if self._changes is None:
+                self._changes = Replacing(
+                    self.name,
+                    self.size,
+                    lambda offset, length: self._fetch(offset, length, self._ask),
+                    lambda offset, length: self._fetch(offset, length, self._ask_patiently),
+                    self._replace,
+                    parallel=self.parallel,
+                    piece=self.read_bytes,
+                )
+                self._first = b""
+        self._changes.write_from(offset, buffer)
+
+    def flush(self) -> None:
+        """Put a new object in the place of the one that was opened, if anything has changed.
+
+        Raises
+        ------
+        StoreError
+            All changes are kept.  Permanent: the object has been changed by somebody else.
+        """
+        if self._changes is not None:
+            self._changes.flush()
+
+    def close(self) -> None:
+        """Forget changes that were not flushed."""
+        changes, self._changes = self._changes, None
+        if changes is not None:
+            changes.close()
+
+    def _replace(self, whole: memoryview) -> None:
+        obstore = _obstore()
+        store = _configured(self._store, self.policy.timeout + len(whole) / LEAST_RATE)
+
+        def put() -> Any:
+            mark = uuid.uuid4().hex
+            self._marks.add(mark)
+            return obstore.put(
+                store,
+                self.path,
+                whole,
+                mode={**self._version, **self._generation},
+                attributes={**self._attributes, MARK: mark},
+                use_multipart=False,
+            )
+
+        def put_again() -> Any:
+            try:
+                return put()
+            except obstore.exceptions.PreconditionError:
+                found = obstore.get(self._store, self.path, options={"head": True})
+                if found.attributes.get(MARK) not in self._marks:
+                    raise
+                self._opened(found.meta)
+                return put()
+
+        self._opened(self._told(put_again, f"replace it with {len(whole)} changed bytes"))
 
     def _get(self, start: int, end: int) -> Any:
         options = {"range": (start, end), **self._condition}
         found = _obstore().get(self._store, self.path, options=options)
-        if (found.meta.get("e_tag"), found.meta.get("last_modified")) != self._version:
+        if any(found.meta.get(key) != value for key, value in self._version.items()):
             raise Refused(CHANGED)
         return found.bytes()
+
+    def _make_locks(self) -> None:
+        super()._make_locks()
+        self._making = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._changes is not None:
+            raise UsageError(f"{self.name}: has changes that are not flushed; flush it first")
+        state = super().__getstate__()
+        del state["_making"]
+        return state
 
     def _describe(self, error: BaseException) -> tuple[str, bool]:
         text = str(error)
@@ -225,14 +354,14 @@ def _name(store: Any, path: str) -> str:
     return "/".join(filter(None, [f"{scheme}://{place}", str(store.prefix or "").strip("/"), path]))
 
 
-def _configured(store: Any, policy: Policy) -> Any:
+def _configured(store: Any, timeout: float) -> Any:
     """The same store with our time limit, and without retries of its own."""
     kind = type(store).__name__
     if kind in ("MemoryStore", "LocalStore") or not hasattr(store, "__getnewargs_ex__"):
         step = "open the file by its path" if kind == "LocalStore" else "give one behind a network"
         raise UsageError(f"{kind} cannot be read by another process; {step}")
     arguments, options = store.__getnewargs_ex__()
-    limit = datetime.timedelta(seconds=policy.timeout)
+    limit = datetime.timedelta(seconds=timeout)
     client = dict(options.get("client_options") or {}) | {"timeout": limit}
     return type(store)(
         *arguments, **options | {"client_options": client, "retry_config": {"max_retries": 0}}

@@ -102,7 +102,10 @@ class ObjectStore:
     Attributes
     ----------
     writable
-        Whether it has ``write_from`` and does not say ``writable = False``.
+        Whether it has ``write_from`` and does not say ``writable = False``, or why it is
+        ``readonly``.
+    buffered
+        Whether what was written is safe after `flush` only.
     read_nowait
         There only if the store has it.  It never raises: where the store's
         does, the answer is False, and `read_into` finds out why.
@@ -126,8 +129,9 @@ class ObjectStore:
         self.name = store_name(store)
         self.size = operator.index(checked.size)
         self.writable = callable(getattr(store, "write_from", None)) and bool(
-            getattr(store, "writable", True)
+            getattr(store, "writable", True) and not getattr(store, "readonly", "")
         )
+        self.buffered = bool(getattr(store, "buffered", False))
         if callable(getattr(store, "read_nowait", None)):
             self.read_nowait = self._read_nowait
         if callable(getattr(store, "fetch", None)):

@@ -110,7 +110,7 @@ class RemoteStore(ABC):
         self.parallel = policy.parallel
         self.read_bytes = policy.read_bytes
         self.size = 0
-        self._make_tries()
+        self._make_locks()
 
     @abstractmethod
     def _get(self, start: int, end: int) -> Any:
@@ -127,28 +127,40 @@ class RemoteStore(ABC):
 
     def fetch(self, offset: int, length: int) -> memoryview:
         """Return `length` bytes from `offset` on, or raise `StoreError`."""
-        if not 0 <= offset <= self.size - length:
-            raise StoreError(
-                f"{self.name}: cannot read {length} bytes at offset {offset}: it ends at"
-                f" {self.size}; ask for less",
-                permanent=True,
-            )
+        self._check_range("read", offset, length)
+        return self._fetch(offset, length, self._ask)
+
+    def _fetch(
+        self, offset: int, length: int, ask: Callable[[Callable[[], Any], str], Any]
+    ) -> memoryview:
         if not length:
             return memoryview(b"")
         doing = f"read {length} bytes at offset {offset}"
-        answer = memoryview(self._ask(lambda: self._get(offset, offset + length), doing)).cast("B")
+        answer = memoryview(ask(lambda: self._get(offset, offset + length), doing)).cast("B")
         if len(answer) != length:
             raise StoreError(
                 f"{self.name}: cannot {doing}: a short answer of {len(answer)} bytes was refused"
             )
         return answer
 
+    def _check_range(self, verb: str, offset: int, length: int) -> None:
+        if not 0 <= offset <= self.size - length:
+            raise StoreError(
+                f"{self.name}: cannot {verb} {length} bytes at offset {offset}: it ends at"
+                f" {self.size}; ask for less",
+                permanent=True,
+            )
+
     def _ask(self, work: Callable[[], T], doing: str) -> T:
-        """Make one try, and turn what it raises into a `StoreError`."""
+        """Make one try, within the time limit."""
+        if self.limits_itself and self.policy.hedge_after is None:
+            return self._told(work, doing)
+        return self._told(lambda: self._tries.run(work), doing)
+
+    def _told(self, work: Callable[[], T], doing: str) -> T:
+        """Turn what `work` raises into a `StoreError`."""
         try:
-            if self.limits_itself and self.policy.hedge_after is None:
-                return work()
-            return self._tries.run(work)
+            return work()
         except StoreError:
             raise
         except Refused as error:
@@ -170,7 +182,7 @@ class RemoteStore(ABC):
             time.sleep(OPENING_PAUSE * 2 ** (number - 1) * random.uniform(0.8, 1.2))
         return self._ask(work, doing)
 
-    def _make_tries(self) -> None:
+    def _make_locks(self) -> None:
         policy = self.policy
         self._tries = Tries(policy.timeout, policy.hedge_after, 2 * policy.parallel)
 
@@ -181,7 +193,7 @@ class RemoteStore(ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._make_tries()
+        self._make_locks()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
