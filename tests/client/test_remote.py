@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import pathlib
+import signal
 import zipfile
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from helpers.child import Result, run_child
 from helpers.child_tools import ENVIRONMENT, content
 from helpers.object_server import object_server
+from helpers.s3_server import S3
 from helpers.userfaultfd import needs_userfaultfd
 
 pytestmark = [needs_userfaultfd, pytest.mark.userfaultfd, pytest.mark.slow]
@@ -26,21 +30,21 @@ def run(code: Any, *args: str, timeout: float = 60) -> Result:
 
 def npy() -> bytes:
     """A ``.npy`` file of `ROWS` rows, no two alike."""
-    import io
-
     file = io.BytesIO()
     np.save(file, np.frombuffer(content(0, ROWS * 4096), "u1").reshape(ROWS, 4096))
     return file.getvalue()
 
 
-def compare(url: str, wanted: str = "") -> None:
+def compare(url: str, wanted: str = "", options: str = "{}") -> None:
     """All in order, then at random; what is wanted of the counters."""
+    import json
+
     import numpy as np
 
     import refault
     from helpers.child_tools import content
 
-    x = refault.open(url, resident="1MiB")
+    x = refault.open(url, resident="1MiB", storage_options=json.loads(options))
     assert (x.shape, x.dtype) == ((2048, 4096), "u1")
     right = np.frombuffer(content(0, x.nbytes), "u1").reshape(x.shape)
     for row in range(len(x)):
@@ -61,6 +65,33 @@ def compare(url: str, wanted: str = "") -> None:
 def test_an_array_behind_http() -> None:
     with object_server(npy()) as server:
         run(compare, server.url)
+
+
+def test_an_array_in_s3(s3: S3) -> None:
+    run(compare, s3.put("array.npy", npy()), "", json.dumps(s3.options))
+
+
+def environment(url: str, *variables: str) -> None:
+    import os
+
+    import refault
+
+    refault.zeros(1)[0] = 1
+    # The pager runs already.
+    os.environ.update(variable.split("=", 1) for variable in variables)
+    assert refault.open(url, resident="1MiB")[7, 0] == 1 + 7 * 4096 % 251
+
+
+def test_what_is_not_given_is_taken_from_the_environment(s3: S3) -> None:
+    env = {
+        "AWS_ENDPOINT_URL": s3.endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
+    url = s3.put("environment.npy", npy())
+    run(environment, url, *(f"{name}={value}" for name, value in env.items()))
 
 
 def test_an_array_in_an_archive(tmp_path: pathlib.Path) -> None:
@@ -203,3 +234,108 @@ def refused(folder: str) -> None:
 
 def test_what_makes_no_sense_is_refused(tmp_path: pathlib.Path) -> None:
     run(refused, str(tmp_path))
+
+
+def change(url: str, options: str, end: str) -> None:
+    """Change rows here and there, in much less memory than they take; then end."""
+    import json
+    import os
+    import signal
+
+    import numpy as np
+
+    import refault
+
+    x = refault.open(url, mode="r+", resident="1MiB", storage_options=json.loads(options))
+    model = np.array(x)
+    draw = np.random.default_rng(5)
+    for number in range(300):
+        row = draw.integers(len(x))
+        x[row] = model[row] = number % 256
+    for row in draw.permutation(len(x))[:300]:
+        assert np.array_equal(x[row], model[row]), row
+    region = refault.region(x)
+    np.save("model.npy", model)
+    if end == "flush":
+        region.flush()
+        x[0] = model[0] = 77
+        region.flush()
+        np.save("model.npy", model)
+        assert np.array_equal(x, model)
+    elif end == "close":
+        del x
+        region.close()
+    elif end == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("end", ["flush", "close", "nothing", "kill"])
+def test_changes_are_in_the_object_however_the_program_ends(
+    s3: S3, tmp_path: pathlib.Path, end: str
+) -> None:
+    url = s3.put(f"{end}.npy", npy())
+    run_child(
+        change,
+        timeout=60,
+        args=[url, json.dumps(s3.options), end],
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+        expect=-signal.SIGKILL if end == "kill" else 0,
+        orphans=30,
+    )
+    assert s3.get(f"{end}.npy") == (tmp_path / "model.npy").read_bytes()
+
+
+def overtaken(url: str, options: str) -> None:
+    """Somebody else replaces the object while it is open for writing."""
+    import json
+
+    import obstore
+
+    import refault
+    from refault.stores import Obstore
+
+    store = Obstore.from_url(url, **json.loads(options))
+    x = refault.open(store, mode="r+", resident="1MiB")
+    region = refault.region(x)
+    x[:4] = 9
+    obstore.put(store._store, store.path, bytes(store.size))
+    for ask in (region.flush, lambda: region.populate(slice(1000, 1001))):
+        try:
+            ask()
+        except refault.StoreError as error:
+            assert error.permanent, error
+            assert "has changed since it was opened" in str(error), error
+        else:
+            raise AssertionError("overwritten, or mixed")
+    assert (x[:4] == 9).all()
+
+
+def test_another_programs_change_is_not_overwritten(s3: S3) -> None:
+    data = npy()
+    url = s3.put("overtaken.npy", data)
+    done = run(overtaken, url, json.dumps(s3.options))
+    assert s3.get("overtaken.npy") == bytes(len(data))
+    assert "NOT written and are lost" in done.stderr
+
+
+def no_changes(url: str) -> None:
+    import refault
+
+    try:
+        refault.open(url, mode="r+", resident="1MiB")
+    except refault.UsageError as error:
+        assert "cannot be changed" in str(error), error
+    else:
+        raise AssertionError("opened")
+    x = refault.open(url, mode="c", resident="1MiB")
+    x[5] = 3
+    assert (x[5] == 3).all()
+
+
+def test_what_cannot_be_replaced_is_refused_when_it_is_opened(tmp_path: pathlib.Path) -> None:
+    with object_server(npy()) as server:
+        run(no_changes, server.url)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("x.npy", npy())
+    run(no_changes, f"zip://x.npy::{tmp_path}/all.zip")

@@ -20,15 +20,14 @@ Some facts about objects
 
 from __future__ import annotations
 
-import datetime
 import re
 import threading
-import urllib.parse
 import uuid
 from typing import Any, Self
 
 from refault.errors import StoreError, UsageError
 
+from .clients import Recipe, obstore_module, store_from_url
 from .remote import CHANGED, PERMANENT_STATUS, Policy, Refused, RemoteStore, public
 from .replacing import Replacing
 
@@ -101,10 +100,11 @@ class Obstore(RemoteStore):
 
     def __init__(self, store: Any, path: str, *, policy: Policy | None = None) -> None:
         policy = policy or Policy()
-        configured = _configured(store, policy.timeout)
+        recipe = Recipe.of(store)
         super().__init__(_name(store, path), policy)
         self.path = path
-        self._store = configured
+        self._recipe = recipe
+        self._store = recipe.make(policy.timeout)
         self._condition: dict[str, Any] = {}
         self._version: dict[str, Any] = {}
         self._generation: dict[str, Any] = {}
@@ -130,12 +130,12 @@ class Obstore(RemoteStore):
             ``access_key_id``, ``skip_signature``, ``client_options`` and so on.  What is not
             given is taken from the environment, as obstore does.
         """
-        store, path = _from_url(url, storage_options)
+        store, path = store_from_url(url, storage_options)
         return cls(store, path, policy=policy)
 
     def _look(self) -> bytes:
         """Read the first bytes, and learn size and version from the answer."""
-        obstore = _obstore()
+        obstore = obstore_module()
         try:
             found = obstore.get(self._store, self.path, options={"range": (0, FIRST_BYTES)})
             meta, attributes, first = found.meta, found.attributes, bytes(found.bytes())
@@ -179,8 +179,9 @@ class Obstore(RemoteStore):
         changes = self._changes
         if changes is not None:
             return changes.fetch(offset, length)
-        if offset + length <= len(self._first):
-            return memoryview(self._first)[offset : offset + length]
+        first = self._first
+        if offset + length <= len(first):
+            return memoryview(first)[offset : offset + length]
         return self._fetch(offset, length, self._ask)
 
     def write_from(self, offset: int, buffer: memoryview) -> None:
@@ -220,8 +221,8 @@ class Obstore(RemoteStore):
             changes.close()
 
     def _replace(self, whole: memoryview) -> None:
-        obstore = _obstore()
-        store = _configured(self._store, self.policy.timeout + len(whole) / LEAST_RATE)
+        obstore = obstore_module()
+        store = self._recipe.make(self.policy.timeout + len(whole) / LEAST_RATE)
 
         def put() -> Any:
             mark = uuid.uuid4().hex
@@ -249,7 +250,7 @@ class Obstore(RemoteStore):
 
     def _get(self, start: int, end: int) -> Any:
         options = {"range": (start, end), **self._condition}
-        found = _obstore().get(self._store, self.path, options=options)
+        found = obstore_module().get(self._store, self.path, options=options)
         if any(found.meta.get(key) != value for key, value in self._version.items()):
             raise Refused(CHANGED)
         return found.bytes()
@@ -262,8 +263,12 @@ class Obstore(RemoteStore):
         if self._changes is not None:
             raise UsageError(f"{self.name}: has changes that are not flushed; flush it first")
         state = super().__getstate__()
-        del state["_making"]
+        del state["_making"], state["_store"]
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._store = self._recipe.make(self.policy.timeout)
 
     def _describe(self, error: BaseException) -> tuple[str, bool]:
         text = str(error)
@@ -292,55 +297,9 @@ def open_object(url: str, storage_options: dict[str, Any]) -> Obstore:
     return Obstore.from_url(url, **storage_options)
 
 
-def _obstore() -> Any:
-    try:
-        import obstore
-        import obstore.store
-    except ImportError as error:
-        raise UsageError(
-            "objects in S3, GCS, Azure or behind HTTP need obstore; pip install 'refault[objects]'"
-        ) from error
-    return obstore
-
-
 def _status(text: str) -> int | None:
     found = _STATUS.search(text)
     return int(found[1]) if found else None
-
-
-def _from_url(url: str, storage_options: dict[str, Any]) -> tuple[Any, str]:
-    """Return the store that a URL means, and the path in it."""
-    module = _obstore().store
-    scheme = url.partition(":")[0].lower()
-    folder, path, query = _split(url)
-    if not path:
-        raise UsageError(f"{public(url)}: names no object; add its key")
-    options = dict(storage_options)
-    client = dict(options.pop("client_options", None) or {})
-    endpoint = str(options.get("endpoint") or options.get("aws_endpoint") or "")
-    if scheme == "http" or endpoint.startswith("http://"):
-        client.setdefault("allow_http", True)
-    try:
-        if scheme in ("http", "https"):
-            return module.HTTPStore(folder + query, client_options=client, **options), path
-        return module.from_url(folder, client_options=client, **options), path
-    except Exception as error:
-        line = str(error).partition("\n")[0]
-        raise UsageError(
-            f"{public(url)}: obstore does not take these storage_options: {line}"
-        ) from error
-
-
-def _split(url: str) -> tuple[str, str, str]:
-    """Part a URL into what is the store's, the last name in its path, and the query."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme.lower() not in ("http", "https"):
-        # A key may have any character, '?' and '#' as well.
-        folder, _, path = url.rpartition("/")
-        return (folder, path, "") if "://" in folder and path else (url, "", "")
-    above, _, path = parts.path.rpartition("/")
-    folder = f"{parts.scheme}://{parts.netloc}{above}/"
-    return folder, urllib.parse.unquote(path), f"?{parts.query}" if parts.query else ""
 
 
 def _name(store: Any, path: str) -> str:
@@ -352,17 +311,3 @@ def _name(store: Any, path: str) -> str:
     place = config.get("bucket") or config.get("container_name") or config.get("container") or kind
     scheme = {"S3Store": "s3", "GCSStore": "gs", "AzureStore": "az"}.get(kind, "object")
     return "/".join(filter(None, [f"{scheme}://{place}", str(store.prefix or "").strip("/"), path]))
-
-
-def _configured(store: Any, timeout: float) -> Any:
-    """The same store with our time limit, and without retries of its own."""
-    kind = type(store).__name__
-    if kind in ("MemoryStore", "LocalStore") or not hasattr(store, "__getnewargs_ex__"):
-        step = "open the file by its path" if kind == "LocalStore" else "give one behind a network"
-        raise UsageError(f"{kind} cannot be read by another process; {step}")
-    arguments, options = store.__getnewargs_ex__()
-    limit = datetime.timedelta(seconds=timeout)
-    client = dict(options.get("client_options") or {}) | {"timeout": limit}
-    return type(store)(
-        *arguments, **options | {"client_options": client, "retry_config": {"max_retries": 0}}
-    )
