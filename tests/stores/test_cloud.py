@@ -13,8 +13,11 @@ import pytest
 
 from helpers.child_tools import content
 from helpers.object_server import FAULTS, ObjectServer, object_server
+from helpers.s3_server import S3
 from refault.errors import StoreError, UsageError
 from refault.stores import Obstore, Policy
+from refault.stores.clients import Recipe, store_from_url
+from refault.stores.cloud import object_name
 from refault.stores.objects import ObjectStore, dump_object, load_object
 
 SIZE = 300_000
@@ -240,3 +243,47 @@ def test_without_obstore_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(UsageError, match=r"pip install 'refault\[objects\]'"):
         Obstore.from_url("s3://bucket/x")
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "path", "name"),
+    [
+        ("s3://bucket/a b/c?d#e%20.npy", "S3Store", "a b/c?d#e%20.npy", None),
+        ("s3a://bucket/x.npy", "S3Store", "x.npy", "s3://bucket/x.npy"),
+        ("gs://bucket/a/x.npy", "GCSStore", "a/x.npy", None),
+        ("az://container/a/x.npy", "AzureStore", "a/x.npy", None),
+        (
+            "abfs://container@account.dfs.core.windows.net/a/x.npy",
+            "AzureStore",
+            "x.npy",
+            "az://container/a/x.npy",
+        ),
+        (
+            "https://user:word@host/a%20b/x.npy?s=1",
+            "HTTPStore",
+            "x.npy",
+            "https://host/a%20b/x.npy",
+        ),
+    ],
+)
+def test_what_a_url_means(url: str, kind: str, path: str, name: str | None) -> None:
+    options: dict[str, Any] = {}
+    if kind != "HTTPStore":
+        options = {"skip_signature": True}
+    if url.startswith("az:"):
+        options["account_name"] = "account"
+    store, found = store_from_url(url, options)
+    assert (type(store).__name__, found) == (kind, path)
+    assert object_name(store, found) == (name or url)
+    assert type(Recipe.of(store).make(5)) is type(store)
+
+
+def test_a_key_may_have_any_character(s3: S3) -> None:
+    url = s3.put("a b/c?d#e ü.npy", b"hello")
+    assert read(Obstore.from_url(url, **s3.options), 0, 5) == b"hello"
+
+
+def test_an_absent_object_is_permanent(s3: S3) -> None:
+    with pytest.raises(StoreError, match="check the name, and the bucket") as caught:
+        Obstore.from_url("s3://bucket/absent.npy", **s3.options)
+    assert caught.value.permanent

@@ -34,6 +34,9 @@ _CLIENT_OPTIONS = (
     "proxy_ca_certificate",
     "proxy_excludes",
 )
+_BUCKETS = ("s3", "s3a", "gs", "az", "adl", "azure")
+"""Schemes whose URLs are a bucket (or container) and a key, and nothing else."""
+
 _environment_lock = threading.Lock()
 
 
@@ -136,11 +139,15 @@ def store_from_url(url: str, storage_options: Mapping[str, Any]) -> tuple[Any, s
 
 def _split(url: str) -> tuple[str, str, str]:
     """Part a URL into what is the store's, the last name in its path, and the query."""
+    scheme, _, rest = url.partition("://")
+    if scheme.lower() in _BUCKETS:
+        # The key is no part of the store: it may have any character, '?' and '#' as well.
+        bucket, _, path = rest.partition("/")
+        return f"{scheme}://{bucket}", path, ""
+    if scheme.lower() not in ("http", "https"):
+        folder, _, path = rest.rpartition("/")
+        return (f"{scheme}://{folder}", path, "") if folder else (url, "", "")
     parts = urllib.parse.urlsplit(url)
-    if parts.scheme.lower() not in ("http", "https"):
-        # A key may have any character, '?' and '#' as well.
-        folder, _, path = url.rpartition("/")
-        return (folder, path, "") if "://" in folder and path else (url, "", "")
     above, _, path = parts.path.rpartition("/")
     folder = f"{parts.scheme}://{parts.netloc}{above}/"
     return folder, urllib.parse.unquote(path), f"?{parts.query}" if parts.query else ""

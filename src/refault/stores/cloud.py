@@ -31,7 +31,7 @@ from .clients import Recipe, obstore_module, store_from_url
 from .remote import CHANGED, PERMANENT_STATUS, Policy, Refused, RemoteStore, public
 from .replacing import Replacing
 
-__all__ = ["Obstore", "open_object"]
+__all__ = ["Obstore", "object_name", "open_object"]
 
 FIRST_BYTES = 64 << 10
 """Read when an object is opened, and kept: the header of a ``.npy``, and the first page."""
@@ -101,7 +101,7 @@ class Obstore(RemoteStore):
     def __init__(self, store: Any, path: str, *, policy: Policy | None = None) -> None:
         policy = policy or Policy()
         recipe = Recipe.of(store)
-        super().__init__(_name(store, path), policy)
+        super().__init__(object_name(store, path), policy)
         self.path = path
         self._recipe = recipe
         self._store = recipe.make(policy.timeout)
@@ -121,8 +121,8 @@ class Obstore(RemoteStore):
         Parameters
         ----------
         url
-            ``s3://bucket/key``, ``gs://bucket/key``, ``az://account/container/key`` or
-            ``https://host/path``.
+            ``s3://bucket/key``, ``gs://bucket/key``, ``az://container/key`` (with
+            ``account_name``) or ``https://host/path``.
         policy
             How it is asked.
         **storage_options
@@ -302,7 +302,7 @@ def _status(text: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _name(store: Any, path: str) -> str:
+def object_name(store: Any, path: str) -> str:
     """How messages name an object."""
     kind = type(store).__name__
     if kind == "HTTPStore":
