@@ -35,9 +35,9 @@ def open_store(store: Store, wanted: Wanted) -> npt.NDArray[Any]:
         raise UsageError(
             f"store {name}: has no write_from, and so cannot be changed; open it with 'r' or 'c'"
         )
-    readonly = getattr(store, "readonly", "")
-    if wanted.mode == "r+" and readonly:
-        raise UsageError(f"store {name}: cannot be changed: {readonly}; open it with 'r' or 'c'")
+    if wanted.mode == "r+" and not getattr(store, "writable", True):
+        reason = getattr(store, "readonly", "") or "it says that it is not writable"
+        raise UsageError(f"store {name}: cannot be changed: {reason}; open it with 'r' or 'c'")
     guess = wanted.nothing_said or (name.endswith(".npy") and wanted.offset == 0)
     if guess:
         # The whole store is mapped, and its first bytes tell what it is.

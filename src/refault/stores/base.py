@@ -10,8 +10,8 @@ opened with mode ``"r"`` and ``"c"`` only.
 
 What else a store may have, each on its own:
 
-``readonly``
-    Why it cannot be changed although it has `write_from`; empty if it can.
+``writable``, ``readonly``
+    False if it cannot be changed although it has `write_from`, and a text that says why.
 ``buffered``
     True if what was written is safe after `flush` only; then the pager calls it at the end, too.
 ``fetch(offset, length)``

@@ -106,13 +106,14 @@ class Obstore(RemoteStore):
         self._recipe = recipe
         self._store = recipe.make(policy.timeout)
         self._condition: dict[str, Any] = {}
-        self._version: dict[str, Any] = {}
+        self._expected: dict[str, Any] = {}
         self._generation: dict[str, Any] = {}
         self._attributes: dict[str, Any] = {}
         self._marks: set[str] = set()
         self._changes: Replacing | None = None
         self._first = self._ask_patiently(self._look, "open it")
         self.readonly = self._why_readonly()
+        self.writable = not self.readonly
 
     @classmethod
     def from_url(cls, url: str, *, policy: Policy | None = None, **storage_options: Any) -> Self:
@@ -155,11 +156,12 @@ class Obstore(RemoteStore):
         etag = meta.get("e_tag")
         if etag is None:
             modified = meta.get("last_modified")
-            self._version = {"last_modified": modified}
+            self._expected = {"last_modified": modified}
             self._condition = {"if_unmodified_since": modified}
         else:
-            self._version = {"e_tag": etag}
+            self._expected = {"e_tag": etag}
             self._condition = {} if etag.startswith("W/") else {"if_match": etag}
+        self.version = str(*self._expected.values())
         version = meta.get("version")
         self._generation = {} if version is None else {"version": version}
 
@@ -231,7 +233,7 @@ class Obstore(RemoteStore):
                 store,
                 self.path,
                 whole,
-                mode={**self._version, **self._generation},
+                mode={**self._expected, **self._generation},
                 attributes={**self._attributes, MARK: mark},
                 use_multipart=False,
             )
@@ -251,7 +253,7 @@ class Obstore(RemoteStore):
     def _get(self, start: int, end: int) -> Any:
         options = {"range": (start, end), **self._condition}
         found = obstore_module().get(self._store, self.path, options=options)
-        if any(found.meta.get(key) != value for key, value in self._version.items()):
+        if any(found.meta.get(key) != value for key, value in self._expected.items()):
             raise Refused(CHANGED)
         return found.bytes()
 

@@ -90,7 +90,7 @@ class Fsspec(RemoteStore):
                 permanent=True,
             )
         self.size = size
-        self._version = _version(info)
+        self.version = _version(info)
 
     @classmethod
     def from_url(
@@ -144,7 +144,7 @@ class Fsspec(RemoteStore):
 
     def _get(self, start: int, end: int) -> Any:
         answer = self._fs.cat_file(self.path, start=start, end=end)
-        if self.check_version and _version(self._info()) != self._version:
+        if self.check_version and _version(self._info()) != self.version:
             raise Refused(CHANGED)
         return answer
 
@@ -179,8 +179,8 @@ def _check(fs: Any) -> None:
         raise UsageError(f"{fs!r} is no fsspec filesystem; give fsspec.filesystem(...)")
 
 
-def _version(info: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(str(info.get(key)) for key in _VERSION)
+def _version(info: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={info[key]}" for key in _VERSION if info.get(key) is not None)
 
 
 def _scheme(url: str) -> str:

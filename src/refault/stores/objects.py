@@ -102,8 +102,7 @@ class ObjectStore:
     Attributes
     ----------
     writable
-        Whether it has ``write_from`` and does not say ``writable = False``, or why it is
-        ``readonly``.
+        Whether it has ``write_from`` and does not say ``writable = False``.
     buffered
         Whether what was written is safe after `flush` only.
     read_nowait
@@ -129,7 +128,7 @@ class ObjectStore:
         self.name = store_name(store)
         self.size = operator.index(checked.size)
         self.writable = callable(getattr(store, "write_from", None)) and bool(
-            getattr(store, "writable", True) and not getattr(store, "readonly", "")
+            getattr(store, "writable", True)
         )
         self.buffered = bool(getattr(store, "buffered", False))
         if callable(getattr(store, "read_nowait", None)):
@@ -232,7 +231,7 @@ class ObjectStore:
 
     def _failed(self, verb: str, offset: int, error: BaseException) -> StoreError:
         if isinstance(error, StoreError) and str(error).startswith(f"{self.name}: "):
-            return StoreError(str(error), permanent=error.permanent)
+            return StoreError(str(error), permanent=error.permanent)  # It has said it all.
         return StoreError(
             f"{self.name}: cannot {verb} at offset {offset}: {_describe(error)}; "
             "see what the store needs to answer",

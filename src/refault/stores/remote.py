@@ -99,6 +99,8 @@ class RemoteStore(ABC):
     ----------
     parallel, read_bytes
         From the policy, for the pager.
+    version
+        Another one when the content is; None: not known.
     """
 
     limits_itself = False
@@ -110,6 +112,7 @@ class RemoteStore(ABC):
         self.parallel = policy.parallel
         self.read_bytes = policy.read_bytes
         self.size = 0
+        self.version: str | None = None
         self._make_locks()
 
     @abstractmethod
