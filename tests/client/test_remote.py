@@ -67,6 +67,36 @@ def test_an_array_behind_http() -> None:
         run(compare, server.url)
 
 
+def joined(url: str) -> None:
+    import refault
+
+    x = refault.open(url, resident="64MiB")
+    refault.region(x).populate()
+
+
+def test_neighbouring_pages_are_one_request() -> None:
+    with object_server(npy()) as server:
+        run(joined, server.url)
+        # 8 MiB in requests of 2 MiB, and 4 MiB begun at a time.
+        assert server.requests < 12
+
+
+def side_by_side(url: str) -> None:
+    import refault
+
+    x = refault.open(url, resident="64MiB")
+    region = refault.region(x)
+    for row in range(40, len(x), 32):
+        region.prefetch(x[row])
+    region.populate(slice(2000, 2001))
+
+
+def test_requests_run_side_by_side_and_no_more_than_said() -> None:
+    with object_server(npy(), latency=0.3) as server:
+        run(side_by_side, server.url)
+        assert 24 <= server.most <= 32
+
+
 def test_an_array_in_s3(s3: S3) -> None:
     run(compare, s3.put("array.npy", npy()), "", json.dumps(s3.options))
 
@@ -83,15 +113,8 @@ def environment(url: str, *variables: str) -> None:
 
 
 def test_what_is_not_given_is_taken_from_the_environment(s3: S3) -> None:
-    env = {
-        "AWS_ENDPOINT_URL": s3.endpoint,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-    }
     url = s3.put("environment.npy", npy())
-    run(environment, url, *(f"{name}={value}" for name, value in env.items()))
+    run(environment, url, *(f"{name}={value}" for name, value in s3.environment.items()))
 
 
 def test_an_array_in_an_archive(tmp_path: pathlib.Path) -> None:

@@ -46,8 +46,10 @@ class ObjectServer:
         So many requests have no fault.
     hang_first
         The first request for each range is never answered, the second one is.
+    latency
+        Seconds before each answer.
     requests
-        How many there were, and `failed` of them.
+        How many there were, `failed` of them, and `most` at a time.
     """
 
     data: bytes
@@ -61,8 +63,11 @@ class ObjectServer:
     hang_first: bool = False
     stop_at: int = 0
     stop_seconds: float = 0.0
+    latency: float = 0.0
     requests: int = 0
     failed: int = 0
+    now: int = 0
+    most: int = 0
     queries: set[str] = dataclasses.field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -167,6 +172,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         state = self.state
+        with state.lock:
+            state.now += 1
+            state.most = max(state.most, state.now)
+        try:
+            state.closing.wait(state.latency)
+            self.get(state)
+        finally:
+            with state.lock:
+                state.now -= 1
+
+    def get(self, state: ObjectServer) -> None:
         if self.path.endswith("/change"):
             state.data, state.etag = bytes(len(state.data)), '"two"'
             return self.answer(200, b"")

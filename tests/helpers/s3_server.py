@@ -39,6 +39,17 @@ class S3:
             "secret_access_key": "secret",
         }
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The same as variables of the environment."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+        }
+
     def put(self, key: str, data: bytes, **attributes: str) -> str:
         """Put an object; its URL."""
         import obstore
