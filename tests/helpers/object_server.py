@@ -48,6 +48,8 @@ class ObjectServer:
         The first request for each range is never answered, the second one is.
     latency
         Seconds before each answer.
+    wanted, queries
+        What If-Match said, and what stood behind the question mark.
     requests
         How many there were, `failed` of them, and `most` at a time.
     """
@@ -68,6 +70,7 @@ class ObjectServer:
     failed: int = 0
     now: int = 0
     most: int = 0
+    wanted: set[str | None] = dataclasses.field(default_factory=set)
     queries: set[str] = dataclasses.field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -197,7 +200,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if state.status != 200 or fault == "error":
             return self.answer(503 if fault else state.status, b"<Error>no</Error>")
         wanted = self.headers.get("If-Match")
-        if state.honest and wanted not in (None, state.etag):
+        state.wanted.add(wanted)
+        weak = (state.etag or "").startswith("W/")
+        if state.honest and wanted is not None and (weak or wanted != state.etag):
             return self.answer(412, b"")
         start, end = 0, len(state.data)
         if not asked or not state.ranges:

@@ -170,6 +170,14 @@ def test_two_versions_are_never_mixed(
     assert caught.value.permanent
 
 
+def test_every_request_names_the_version(server: ObjectServer) -> None:
+    store = Obstore.from_url(server.url)
+    assert store.version == '"one"'
+    server.wanted.clear()
+    read(store, 100_000, 10)
+    assert server.wanted == {'"one"'}
+
+
 def test_a_server_without_ranges_is_refused(server: ObjectServer) -> None:
     server.ranges = False
     with pytest.raises(StoreError, match="range requests") as caught:

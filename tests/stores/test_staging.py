@@ -16,7 +16,7 @@ from refault.errors import StoreError
 from refault.stores.ranges import Ranges
 from refault.stores.staging import Staging
 
-PAIRS = st.tuples(st.integers(0, 60), st.integers(0, 60))
+PAIRS = st.tuples(st.integers(0, 15), st.integers(0, 15))
 
 
 @given(st.lists(PAIRS, max_size=12), PAIRS)
