@@ -16,6 +16,7 @@ NAMES = [
     "sequential",
     "zipf",
     "policies",
+    "remote",
     "isolation",
     "threads16",
     "sparse",

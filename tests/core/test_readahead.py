@@ -197,3 +197,17 @@ def test_sequence_costs_few_faults(first: int, count: int) -> None:
     faults, windows = reader(Readahead(PAGE, None), first, first + count)
     assert faults <= 7 + count // LARGEST
     assert sum(window.last - window.first for window in windows) <= count + 2 * LARGEST
+
+
+def test_windows_of_a_store_that_is_far_away_begin_large_and_grow_fast() -> None:
+    far = 64 << 20
+    _, windows = reader(Readahead(PAGE, None, far=far), 0, 10_000)
+    sizes = [(window.last - window.first) * PAGE for window in windows]
+    assert sizes[:4] == [far // 16, far // 4, far, far]
+    assert max(sizes) == far
+
+
+def test_a_store_that_is_far_away_may_have_a_quarter_of_the_budget() -> None:
+    budget = 16 << 20
+    assert Readahead(PAGE, budget, far=64 << 20).largest * PAGE == budget // 4
+    assert Readahead(PAGE, budget).largest * PAGE == budget // 8

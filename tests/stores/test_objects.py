@@ -286,6 +286,33 @@ def test_read_nowait_only_if_the_object_has_it() -> None:
         assert not expected or buffer == bytes(range(5, 15))
 
 
+def test_a_fetched_answer_has_its_length() -> None:
+    class Fetching(Base):
+        def fetch(self, offset: int, length: int) -> Any:
+            if isinstance(self.answer, BaseException):
+                raise self.answer
+            return self.answer
+
+    assert not hasattr(ObjectStore(Base()), "fetch")
+    for fine in (b"x" * 16, bytearray(16), memoryview(bytes(16)).cast("d")):
+        assert len(ObjectStore(Fetching(fine)).fetch(5, 16)) == 16
+    for wrong in (b"x" * 15, b"x" * 17, b""):
+        with pytest.raises(StoreError, match=f"returned {len(wrong)} instead of 16.*short answer"):
+            ObjectStore(Fetching(wrong)).fetch(5, 16)
+    for error in (OSError("no"), None, "text"):
+        with pytest.raises(StoreError, match="memory: cannot read at offset 5"):
+            ObjectStore(Fetching(error)).fetch(5, 16)
+
+
+def test_an_error_that_says_it_all_is_passed_on() -> None:
+    for permanent in (True, False):
+        error = StoreError("memory: is full; empty it", permanent=permanent)
+        with pytest.raises(StoreError) as caught:
+            read(ObjectStore(Base(error)), 0, 10)
+        assert str(caught.value) == str(error)
+        assert caught.value.permanent is permanent
+
+
 def test_writable_is_what_the_object_says() -> None:
     assert not ObjectStore(Base()).writable
     inner = Writable()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, SupportsIndex
 
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from refault.client.options import (
 )
 from refault.client.region import Mode
 from refault.client.source import Wanted
+from refault.client.urls import local_path, open_url, scheme
 from refault.client.userstores import open_store
 from refault.errors import UsageError
 from refault.sizes import Size
@@ -49,15 +51,17 @@ def open(
     page_size: Size | None = None,
     deadline: float | None = 60.0,
     readahead: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> npt.NDArray[Any]:
     """Return an array whose pages are read when they are first touched.
 
     Parameters
     ----------
     path_or_store
-        A file, or an object with a ``size`` and a method ``read_into(offset, buffer)``
-        (see `refault.stores.base.Store`).  The object is pickled and used in the
-        pager process.
+        A file; a URL of an object (``s3:``, ``gs:``, ``az:``, ``https:``, or whatever fsspec
+        knows); or a store: an object with a ``size`` and a method
+        ``read_into(offset, buffer)`` (see `refault.stores.base.Store`).  The store is pickled and
+        used in the pager process.
     mode
         As in `numpy.memmap`.  "r": read only.  "r+": changes go to the file.  "w+":
         the same, and the file is created or emptied first.  "c": changes stay in
@@ -81,6 +85,9 @@ def open(
         SIGBUS.  None: for ever.
     readahead
         Whether pages are read before they are touched, when touches are in order.
+    storage_options
+        For a URL: credentials, endpoint and the like, as in pandas and xarray.  What is not given
+        is taken from the environment, as the library does that reads the URL.
 
     Returns
     -------
@@ -108,11 +115,11 @@ def open(
     array([3., 4.])
     """
     try:
-        kind = MODES[mode]
+        checked = MODES[mode]
     except (KeyError, TypeError):
         raise UsageError(f"mode={mode!r} is none of {', '.join(map(repr, MODES))}") from None
     wanted = Wanted(
-        mode=kind,
+        mode=checked,
         dtype=None if dtype is None else check_dtype(dtype),
         shape=None if shape is None else check_shape(shape),
         offset=check_offset(offset),
@@ -122,7 +129,13 @@ def open(
         ),
     )
     if isinstance(path_or_store, str | os.PathLike):
-        return open_file(os.fspath(path_or_store), wanted)
+        path = os.fspath(path_or_store)
+        kind = scheme(path)
+        if kind not in (None, "file", "local"):
+            return open_store(open_url(path, storage_options or {}), wanted)
+        if storage_options:
+            raise UsageError(f"{path}: is a local file, and takes no storage_options")
+        return open_file(local_path(path) if kind else path, wanted)
     if not hasattr(path_or_store, "read_into"):
         raise UsageError(
             f"{path_or_store!r} is neither a path nor a store; a store has a size and a method"

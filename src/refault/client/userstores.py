@@ -31,10 +31,13 @@ def open_store(store: Store, wanted: Wanted) -> npt.NDArray[Any]:
     size = operator.index(store.size)
     if wanted.mode == "w+":
         raise UsageError(f"store {name}: cannot be created anew; open it with mode 'r+'")
-    if wanted.mode == "r+" and not is_writable(store):
+    if wanted.mode == "r+" and not callable(getattr(store, "write_from", None)):
         raise UsageError(
             f"store {name}: has no write_from, and so cannot be changed; open it with 'r' or 'c'"
         )
+    if wanted.mode == "r+" and not is_writable(store):
+        reason = getattr(store, "readonly", "") or "it says that it is not writable"
+        raise UsageError(f"store {name}: cannot be changed: {reason}; open it with 'r' or 'c'")
     guess = wanted.nothing_said or (name.endswith(".npy") and wanted.offset == 0)
     if guess:
         # The whole store is mapped, and its first bytes tell what it is.

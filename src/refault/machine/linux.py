@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
 import os
 import random
 import sys
+import time
 from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -55,7 +57,7 @@ from .uffd import (
 __all__ = ["LinuxAddressSpace", "LinuxMachine", "LinuxMapping", "Services"]
 
 RUN_BYTES = 1 << 20
-"""The most that one call reads from, or writes to, a store."""
+"""The most that one call reads from, or writes to, a store that does not say what suits it."""
 
 LAZY_PAGES = 1 << 20
 
@@ -66,6 +68,8 @@ SPARE_BUFFERS = 8
 
 BACKOFF_SECONDS = 0.05
 BACKOFF_LIMIT = 5.0
+WARNING_SECONDS = 0.2
+"""So often a mapping warns of failures that may pass, at most."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = _libc.fallocate
@@ -150,6 +154,8 @@ class LinuxMapping(Mapping):
         self.store = store
         self.swap = swap
         self.read_nowait = getattr(store, "read_nowait", None)
+        self.fetch = getattr(store, "fetch", None)
+        self.run_bytes = min(getattr(store, "read_bytes", RUN_BYTES), BUFFER_BYTES)
         self.memfd = -1
         self.given_up: set[int] = set()
         self.native: MappingRecord | None = None
@@ -161,6 +167,7 @@ class LinuxMapping(Mapping):
         self.write_end: BaseException | None = None
         self.users = 0
         self.held = 0
+        self.warned = -math.inf
         try:
             name = os.fsencode(os.path.basename(self.name))[:200]
             self.memfd = os.memfd_create(f"refault:{os.fsdecode(name)}")
@@ -169,6 +176,14 @@ class LinuxMapping(Mapping):
             self._leave_budgets()
             self._close_memfd()
             raise
+
+    def may_warn(self) -> bool:
+        """Whether the last warning is long enough ago: an outage fails all that is under way."""
+        now = time.monotonic()
+        if now - self.warned < WARNING_SECONDS:
+            return False
+        self.warned = now
+        return True
 
     @staticmethod
     def make_flags(pages: int) -> bytearray | memoryview:
@@ -460,7 +475,7 @@ class LinuxMachine:
                 joins = (
                     run
                     and index == run[-1] + 1
-                    and (len(run) + 1) * mapping.page_size <= RUN_BYTES
+                    and (len(run) + 1) * mapping.page_size <= mapping.run_bytes
                     and not (mapping.flags[index] ^ mapping.flags[run[0]]) & PG_SWAPPED
                 )
                 if run and not joins:
@@ -482,6 +497,9 @@ class LinuxMachine:
             self._take_back(mapping, index)
 
         def work() -> None:
+            if mapping.fetch is not None and not swapped:
+                self._install(mapping, start, mapping.fetch(start, length))
+                return
             with self.buffers.take() as whole, whole[:length] as view:
                 if swapped:
                     mapping.swap.load_all(mapping.pages_in(run, view, start))
@@ -596,9 +614,9 @@ class LinuxMachine:
         """Say that a read failed and when it is tried again, see `Machine.read_failed`."""
         error = mapping.errors[index]
         offset, end = mapping.index_bytes(index)
-        self._pause(
-            error, f"{mapping.name}: bytes {offset} to {end} could not be read", error.cause
-        )
+        assert isinstance(mapping, LinuxMapping)
+        what = f"{mapping.name}: bytes {offset} to {end} could not be read"
+        self._pause(mapping, error, what, error.cause)
 
     def write_failed(self, mapping: Mapping, error: BaseException) -> PageError:
         """Say that a write failed and when it is tried again, see `Machine.write_failed`."""
@@ -606,10 +624,12 @@ class LinuxMachine:
         before = mapping.write_pause
         pause = PageError(error, permanent=False, tries=before.tries + 1 if before else 1)
         mapping.write_pause = pause
-        self._pause(pause, f"{mapping.name}: changed pages could not be written", error)
+        self._pause(mapping, pause, f"{mapping.name}: changed pages could not be written", error)
         return pause
 
-    def _pause(self, error: PageError, what: str, cause: BaseException) -> None:
+    def _pause(
+        self, mapping: LinuxMapping, error: PageError, what: str, cause: BaseException
+    ) -> None:
         if error.permanent:
             then = "it will not be tried again"
         else:
@@ -617,7 +637,7 @@ class LinuxMachine:
             seconds *= random.uniform(0.8, 1.2)
             self.services.call_later(seconds, error.cooled)
             then = f"try {error.tries} failed, the next one is in {seconds:.2g} s"
-        if error.permanent or error.tries & (error.tries - 1) == 0:
+        if error.permanent or (error.tries & (error.tries - 1) == 0 and mapping.may_warn()):
             # A `StoreError` names store, offset and cause itself.
             told = isinstance(cause, StoreError)
             say(f"{cause}; {then}" if told else f"{what}: {type(cause).__name__}: {cause}; {then}")

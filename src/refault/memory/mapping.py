@@ -153,6 +153,8 @@ class Mapping:
         Whether changed units may be written to the store.
     readahead
         Whether sequential reads are recognised.
+    far
+        Bytes to read ahead from a store that is far away, see `Readahead`; 0: it is not.
 
     Attributes
     ----------
@@ -179,6 +181,7 @@ class Mapping:
         private: bool,
         writable: bool,
         readahead: bool = True,
+        far: int = 0,
     ) -> None:
         if page_size & (page_size - 1):
             raise AssertionError("page_size must be a power of two")
@@ -206,7 +209,8 @@ class Mapping:
         self.chooser: UnitChooser | None = None
         self.working_set = self._make_working_set()
         self.file_windows = False
-        self.readahead = Readahead(page_size, budget.limit) if readahead else None
+        self.far = far
+        self.readahead = Readahead(page_size, budget.limit, far=far) if readahead else None
         self._queues: dict[int, WaitQueue] = {}
         level: Budget | None = budget
         while level is not None:
@@ -271,7 +275,9 @@ class Mapping:
         limit = self.budget.limit
         self.working_set.set_room(self.pages if limit is None else limit // self.page_size)
         if self.readahead is not None:
-            self.readahead = Readahead(self.page_size, limit, file_windows=self.file_windows)
+            self.readahead = Readahead(
+                self.page_size, limit, file_windows=self.file_windows, far=self.far
+            )
 
     @property
     def resident(self) -> int:

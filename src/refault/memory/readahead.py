@@ -31,6 +31,8 @@ __all__ = ["BEGINNINGS", "MAX_BYTES", "STREAMS", "Readahead", "Window"]
 
 INITIAL_BYTES = 256 << 10
 MAX_BYTES = 2 << 20
+FAR_PART = 16
+"""The first window of a store that is far away is so small a part of the largest one."""
 FILE_WINDOW_BYTES = 128 << 20
 """The largest window if it need not be read, because the file itself can be mapped there."""
 BEGINNINGS = 8
@@ -60,23 +62,43 @@ class Readahead:
         Bytes that may be resident; a window takes at most an eighth of it.
     file_windows
         Whether windows can be mapped instead of read (`refault.pager.windows`).
+    far
+        Bytes of the largest window, if the store is far away: a window may take a quarter of the
+        budget then, since what is not asked for in time is waited for.  0: it is not.
 
     Attributes
     ----------
     heads
         ``low`` and ``high`` of each stream and whether it is new, one after the other, and which
         stream is the next to be given up.
+    growth
+        How many times as large as the one before a window is.
     largest
         Units of the largest window; 0: nothing is read ahead.
     """
 
-    __slots__ = ("bound", "heads", "initial", "largest", "size", "start", "used", "uses", "way")
+    __slots__ = (
+        "bound",
+        "growth",
+        "heads",
+        "initial",
+        "largest",
+        "size",
+        "start",
+        "used",
+        "uses",
+        "way",
+    )
 
-    def __init__(self, page_size: int, budget: int | None, *, file_windows: bool = False) -> None:
-        most = FILE_WINDOW_BYTES if file_windows else MAX_BYTES
-        room = most if budget is None else min(most, budget // 8)
+    def __init__(
+        self, page_size: int, budget: int | None, *, file_windows: bool = False, far: int = 0
+    ) -> None:
+        most = FILE_WINDOW_BYTES if file_windows else max(MAX_BYTES, far)
+        room = most if budget is None else min(most, budget // (4 if far else 8))
         self.largest = self.bound = room // page_size
-        self.initial = min(max(INITIAL_BYTES // page_size, 1), self.largest)
+        first = max(INITIAL_BYTES, far // FAR_PART)
+        self.initial = min(max(first // page_size, 1), self.largest)
+        self.growth = 4 if far else 2
         self.heads = array("q", [_NOWHERE, _NOWHERE, 1] * STREAMS + [0])
         # Of each stream that is not new: whether it goes up (1) or down (-1); its newest
         # window, where the reader comes to it, and its size, 0 if there is none yet.
@@ -147,7 +169,8 @@ class Readahead:
             return None  # in the window before, on the way to the marker
         end = start + size * way
         self.bound = min(self.bound * 2, self.largest)
-        return self._open(stream, start, end + way * (index == end), min(size * 2, self.bound))
+        size = min(size * self.growth, self.bound)
+        return self._open(stream, start, end + way * (index == end), size)
 
     def _open(self, stream: int, near: int, start: int, size: int) -> Window | None:
         """Open a window of `size` units from `start` on; faults from `near` on belong to it."""

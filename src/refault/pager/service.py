@@ -39,6 +39,12 @@ SWAP_SHARE = 4
 """Compressed pages may take one over so much of the machine's memory before they spill."""
 
 
+def _bytes_ahead(store: Store) -> int:
+    """How far ahead a store must be asked to be kept busy; 0: it does not say."""
+    wanted: int = getattr(store, "parallel", 0) * getattr(store, "read_bytes", 0)
+    return wanted
+
+
 class Region:
     """What one client sees of one mapping.
 
@@ -212,6 +218,7 @@ class Pager:
                 private=private,
                 writable=writable,
                 readahead=readahead,
+                far=_bytes_ahead(store),
                 store=store,
                 swap=self.swap if swap is None else swap,
             )
@@ -222,7 +229,7 @@ class Pager:
             ) from error
         if self.loop.server is not None:
             mapping.native = MappingRecord(self.loop.server, mapping)
-        self.lanes[mapping] = self.loop.workers.lane(LANE_WIDTH)
+        self.lanes[mapping] = self.loop.workers.lane(getattr(store, "parallel", LANE_WIDTH))
         self.references[mapping] = set()
         mapping.page_size_given = given
         if not given:
@@ -350,11 +357,13 @@ class Pager:
             while True:
                 failed = yield from sync_units(self.machine, mapping, 0, mapping.pages, task)
                 if not mapping.dirty:
-                    return
+                    failed = yield from self._last_flush(mapping, task)
+                    if failed is None:
+                        return
                 if failed is None:
                     continue
                 if over or getattr(failed, "permanent", False):
-                    lost = mapping.dirty * mapping.page_size
+                    lost = mapping.dirty * mapping.page_size or mapping.counters.bytes_written
                     text = (
                         f"{mapping.name}: up to {lost} changed bytes were NOT written and are "
                         f"lost: {failed}"
@@ -366,6 +375,17 @@ class Pager:
                     yield Wait(pause.over, TaskState.UNINTERRUPTIBLE, WaitReason.STORE_ERROR)
         finally:
             patience.cancel()
+
+    def _last_flush(self, mapping: LinuxMapping, task: Task) -> Waits[StoreError | None]:
+        """Flush a store that has not sent on what was written to it."""
+        if not getattr(mapping.store, "buffered", False):
+            return None
+        flush: Callable[[], None] = mapping.store.flush  # type: ignore[attr-defined]
+        try:
+            yield from self.in_thread(self.lanes[mapping], flush, task)
+        except StoreError as error:
+            return error
+        return None
 
     def _until_idle(self, mapping: LinuxMapping) -> Waits[None]:
         """Wait until nobody evicts units or writes them: the memfd's number will be another's.

@@ -1,4 +1,4 @@
-"""Where pages come from and go to: files, patterns, swap, servers, objects of the user.
+"""Where pages come from and go to: files, patterns, swap, servers, objects of the user, far places.
 
 The stores that users make themselves are here by name; each is imported when it is
 first used.
@@ -10,14 +10,26 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .cloud import Obstore
     from .diskcache import DiskCache
+    from .filesystems import Fsspec
     from .overlay import Overlay
     from .path import File
     from .redis import Redis
+    from .remote import Policy, RemoteStore
 
-__all__ = ["DiskCache", "File", "Overlay", "Redis"]
+__all__ = ["DiskCache", "File", "Fsspec", "Obstore", "Overlay", "Policy", "Redis", "RemoteStore"]
 
-_HOMES = {"DiskCache": "diskcache", "File": "path", "Overlay": "overlay", "Redis": "redis"}
+_HOMES = {
+    "DiskCache": "diskcache",
+    "File": "path",
+    "Fsspec": "filesystems",
+    "Obstore": "cloud",
+    "Overlay": "overlay",
+    "Policy": "remote",
+    "Redis": "redis",
+    "RemoteStore": "remote",
+}
 
 
 def __getattr__(name: str) -> object:
@@ -27,3 +39,7 @@ def __getattr__(name: str) -> object:
     value: object = getattr(importlib.import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,7 +8,23 @@ stopping a page fault of another region.
 Only `size` and `read_into` are required.  A store without `write_from` can be
 opened with mode ``"r"`` and ``"c"`` only.  A store may have a ``name``, which messages
 use, and a ``version``: anything that is another one when the content is.
-docs/stores.md tells what else a store may have, and what happens when it fails.
+docs/stores.md tells what happens when it fails.
+
+What else a store may have, each on its own:
+
+``writable``, ``readonly``
+    False if it cannot be changed although it has `write_from`, and a text that says why.
+``buffered``
+    True if what was written is safe after `flush` only; then the pager calls it at the end, too.
+``fetch(offset, length)``
+    Returns a buffer of its own with so many bytes, and is asked instead of `read_into`: for
+    libraries that allocate what they return.
+``parallel``
+    How many reads at a time suit it; 8 if it does not say.
+``read_bytes``
+    How many bytes of neighbouring pages should be joined to one read, at most 2 MiB; 1 MiB if it
+    does not say.  With `parallel` it says that the store is far away: then
+    ``parallel * read_bytes`` are read ahead, if a quarter of the budget has room for them.
 """
 
 from __future__ import annotations

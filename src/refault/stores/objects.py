@@ -103,9 +103,15 @@ class ObjectStore:
     ----------
     writable
         Whether it has ``write_from`` and does not say ``writable = False``.
+    buffered
+        Whether what was written is safe after `flush` only.
     read_nowait
         There only if the store has it.  It never raises: where the store's
         does, the answer is False, and `read_into` finds out why.
+    fetch
+        There only if the store has it.
+    parallel, read_bytes
+        There only if the store has them: see `refault.stores.base.Store`.
 
     Notes
     -----
@@ -114,6 +120,7 @@ class ObjectStore:
     """
 
     read_nowait: Callable[[int, memoryview], bool]
+    fetch: Callable[[int, int], memoryview]
 
     def __init__(self, store: object) -> None:
         checked = _check(store)
@@ -121,8 +128,14 @@ class ObjectStore:
         self.name = store_name(store)
         self.size = operator.index(checked.size)
         self.writable = is_writable(store)
+        self.buffered = bool(getattr(store, "buffered", False))
         if callable(getattr(store, "read_nowait", None)):
             self.read_nowait = self._read_nowait
+        if callable(getattr(store, "fetch", None)):
+            self.fetch = self._fetch
+        for wish in ("parallel", "read_bytes"):
+            if hasattr(store, wish):
+                setattr(self, wish, operator.index(getattr(store, wish)))
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Have the store fill `buffer`, or raise `StoreError`."""
@@ -181,6 +194,14 @@ class ObjectStore:
                 "see what its close method does",
                 permanent=True,
             ) from error
+
+    def _fetch(self, offset: int, length: int) -> memoryview:
+        try:
+            answer = memoryview(self._store.fetch(offset, length)).cast("B")
+        except BaseException as error:
+            raise self._failed("read", offset, error) from error
+        self._check_answer("fetch", "read", offset, length, len(answer))
+        return answer
 
     def _read_nowait(self, offset: int, buffer: memoryview) -> bool:
         view = memoryview(buffer)

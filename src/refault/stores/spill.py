@@ -30,7 +30,7 @@ from refault.errors import StoreError, UsageError
 
 from .extents import Extents
 
-__all__ = ["Slot", "SpillFile"]
+__all__ = ["Slot", "SpillFile", "choose_directory", "make_file"]
 
 _UNIT = 512
 _BLOCK = 4096
@@ -62,7 +62,7 @@ class SpillFile:
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
-        self.directory = _choose(directory)
+        self.directory = choose_directory(directory)
         self._lock = threading.Lock()
         self._extents = Extents()
         self._fd = -1
@@ -202,7 +202,7 @@ class SpillFile:
         with self._lock:
             self._check_open()
             if self._fd < 0:
-                self._fd = _make(self.directory)
+                self._fd = make_file(self.directory)
             start = self._extents.allocate(units)
             self._size = max(self._size, self._extents.end)
             self._users += 1
@@ -253,7 +253,8 @@ class SpillFile:
         )
 
 
-def _choose(directory: str | os.PathLike[str] | None) -> str:
+def choose_directory(directory: str | os.PathLike[str] | None) -> str:
+    """Where files without a name go; None: TMPDIR, or /var/tmp, or what `tempfile` says."""
     if directory is not None:
         chosen = os.fspath(directory)
         if not os.path.isdir(chosen) or not os.access(chosen, os.W_OK | os.X_OK):
@@ -267,7 +268,8 @@ def _choose(directory: str | os.PathLike[str] | None) -> str:
     return tempfile.gettempdir()
 
 
-def _make(directory: str) -> int:
+def make_file(directory: str) -> int:
+    """Make a file without a name."""
     try:
         return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_EXCL | os.O_CLOEXEC, mode=0o600)
     except OSError as error:
