@@ -1,0 +1,198 @@
+"""Zarr arrays, version 2 and 3, in whatever store zarr-python can read; also inside Icechunk.
+
+Some facts about zarr-python
+----------------------------
+* A chunk that is not there has the fill value: that is how Zarr stores it.  But a chunk is not
+  there either when the whole array has been deleted, or its disk has been unmounted.  So where
+  nothing but the fill value was read, we look whether the array itself is still there.
+* Its event loop may hold an array that it was told to read into for longer than the call lasts.
+  So what it reads is copied.
+* Reads from several threads run side by side, and chunks are decoded in threads: with 8 threads,
+  block by block, as fast as the library's own read of everything, or faster.
+* A local store does not fsync.  So `flush` does, for the whole filesystem.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from refault.errors import StoreError, UsageError
+
+from .arrays import Facts, check_dtype, require, sync
+from .grid import Rectangle
+
+__all__ = ["ZarrArray", "ZarrPlace", "place_of_zarr"]
+
+_HOPELESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+class ZarrPlace(NamedTuple):
+    """A path in a store of zarr-python, which can be pickled.
+
+    Attributes
+    ----------
+    format
+        Version of the Zarr format.
+    """
+
+    store: Any
+    path: str
+    format: int
+
+    @property
+    def name(self) -> str:
+        root = getattr(self.store, "root", None)
+        where = str(self.store if root is None else root)
+        return f"{where}/{self.path}" if self.path else where
+
+    def open(self, *, writable: bool) -> ZarrArray:
+        """Open it."""
+        return ZarrArray(self, writable=writable)
+
+
+class ZarrArray:
+    """See `ChunkedArray`."""
+
+    def __init__(self, place: ZarrPlace, *, writable: bool) -> None:
+        self._place = place
+        self._local = _folder(place.store)
+        self._array = self._open("r+" if writable else "r")
+        array = self._array
+        dtype = check_dtype(array.dtype, place.name)
+        chunks = tuple(int(length) for length in array.chunks)
+        self.facts = Facts(
+            dtype,
+            tuple(int(length) for length in array.shape),
+            chunks,
+            tuple(int(length) for length in array.shards or chunks),
+            "F" if array.order == "F" else "C",
+        )
+        fill = np.zeros((), dtype) if array.fill_value is None else array.fill_value
+        self._fill = np.asarray(fill, dtype).tobytes()
+
+    def _open(self, mode: str) -> Any:
+        zarr = require("zarr", "zarr")
+        try:
+            return zarr.open_array(
+                self._place.store,
+                path=self._place.path,
+                mode=mode,
+                zarr_format=self._place.format,
+            )
+        except Exception as error:
+            raise UsageError(
+                f"{self._place.name}: cannot be opened as a Zarr array:"
+                f" {type(error).__name__}: {error}; see whether it is still there"
+            ) from error
+
+    def read(self, rectangle: Rectangle, out: npt.NDArray[Any]) -> None:
+        out[...] = self._array[rectangle]
+        if out.size and self._is_fill(out):
+            self._check_there()
+
+    def _is_fill(self, out: npt.NDArray[Any]) -> bool:
+        """Whether there is nothing but the fill value."""
+        found = out.reshape(-1).view(np.uint8).reshape(-1, len(self._fill))
+        if found[0].tobytes() != self._fill or found[-1].tobytes() != self._fill:
+            return False
+        return bool((found == np.frombuffer(self._fill, np.uint8)).all())
+
+    def _check_there(self) -> None:
+        """See that the array is there.
+
+        Raises
+        ------
+        StoreError
+            It is not: what was read is not the fill value of chunks that were never written.
+        """
+        try:
+            found = self._open("r")
+        except UsageError as error:
+            raise StoreError(str(error), permanent=self._local is not None) from error
+        if found.metadata.to_dict() != self._array.metadata.to_dict():
+            raise StoreError(
+                f"{self._place.name}: has become another array; open it again", permanent=True
+            )
+
+    def write(self, rectangle: Rectangle, values: npt.NDArray[Any]) -> None:
+        self._array[rectangle] = values
+
+    def flush(self) -> None:
+        if self._local is not None:
+            sync(self._local)
+
+    def close(self) -> None:
+        """There is nothing that must be closed: the store may be used by other arrays."""
+
+    def is_permanent(self, error: BaseException) -> bool:
+        # A damaged chunk on a local disk stays so; over a network it may come whole next time.
+        if isinstance(error, _HOPELESS):
+            return True
+        if isinstance(error, OSError) and error.errno is not None:
+            return False
+        return self._local is not None and not isinstance(error, asyncio.TimeoutError | MemoryError)
+
+
+def place_of_zarr(array: Any, *, writable: bool) -> ZarrPlace:
+    """Where an array of the caller's is.
+
+    Raises
+    ------
+    UsageError
+        Another process cannot open it, or may not write to it.
+    """
+    store = array.store
+    where = f"zarr array {array.path or '/'!r} in {store}"
+    storage = require("zarr.storage", "zarr")
+    innermost = store
+    while isinstance(innermost, storage.WrapperStore):
+        innermost = innermost._store
+    if isinstance(innermost, storage.MemoryStore) or _in_memory(innermost):
+        raise UsageError(
+            f"{where}: is in the memory of this process, and pages come from another one; it fits"
+            " into memory, so use array[:], or save it to a folder"
+        )
+    session = getattr(innermost, "session", None)
+    if session is not None:
+        if writable:
+            raise UsageError(
+                f"{where}: a session of Icechunk cannot be written to by two processes; open it"
+                " with mode 'c', write the result to the array, and commit"
+            )
+        if not session.read_only:
+            raise UsageError(
+                f"{where}: has uncommitted changes or may get some, which only this process sees;"
+                " commit, and open it from repository.readonly_session(...)"
+            )
+    if isinstance(store, storage.LocalStore):
+        store = storage.LocalStore(Path(store.root).absolute(), read_only=not writable)
+    elif isinstance(store, storage.ZipStore):
+        if writable or not store.read_only:
+            raise UsageError(
+                f"{where}: a zip file cannot be changed in place, and is whole only when it is"
+                " closed; close it, and open it with mode 'r'"
+            )
+    elif writable and store.read_only:
+        store = store.with_read_only(False)
+    return ZarrPlace(store, array.path, array.metadata.zarr_format)
+
+
+def _in_memory(store: Any) -> bool:
+    """Whether it is a store of fsspec or obstore on a dictionary."""
+    protocol = getattr(getattr(store, "fs", None), "protocol", ())
+    name = type(getattr(store, "store", None)).__name__
+    return "memory" in protocol or name == "MemoryStore"
+
+
+def _folder(store: Any) -> str | None:
+    root = getattr(store, "root", None)
+    if isinstance(root, Path):
+        return os.fspath(root)
+    path = getattr(store, "path", None)
+    return os.fspath(path) if isinstance(path, Path) else None
