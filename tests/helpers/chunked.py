@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import pathlib
 import tempfile
 import warnings
@@ -30,7 +31,7 @@ def numbers(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         return array
     values = np.arange(1, int(np.prod(shape)) + 1) % 251 + 1
     if found.kind == "b":
-        values = values % 3 > 0
+        return (values % 3 > 0).reshape(shape)
     return values.astype(found).reshape(shape)
 
 
@@ -43,28 +44,26 @@ def save(
 ) -> tuple[str, str | None]:
     """Save an array; its path, and its key in the file if there is one."""
     if kind.startswith("hdf5"):
-        import h5py
-
+        h5py: Any = importlib.import_module("h5py")
         path = str(folder / "data.h5")
-        if kind == "hdf5" and array.ndim:
-            limited = tuple(max(1, min(pair)) for pair in zip(chunks, array.shape, strict=True))
+        if kind == "hdf5" and array.size and array.ndim:
+            limited = tuple(map(min, chunks, array.shape))
             others = {"chunks": limited, "compression": "gzip", "shuffle": True} | others
         with h5py.File(path, "w") as file:
             file.create_dataset("some/numbers", data=array, **others)
         return path, "/some/numbers"
     if kind == "blosc2":
-        import blosc2
-
+        blosc2: Any = importlib.import_module("blosc2")
         path = str(folder / "data.b2nd")
-        limited = tuple(max(1, min(pair)) for pair in zip(chunks, array.shape, strict=True))
         if array.size and array.ndim:
+            limited = tuple(map(min, chunks, array.shape))
             others = {"chunks": limited, "blocks": limited} | others
         blosc2.asarray(np.array(array, order="C"), urlpath=path, mode="w", **others)
         return path, None
     import zarr
 
     path = str(folder / "data.zarr")
-    limits = {"chunks": tuple(max(1, length) for length in chunks)}
+    limits: dict[str, Any] = {"chunks": tuple(max(1, length) for length in chunks)}
     if kind == "shards" and array.ndim:
         limits["shards"] = tuple(2 * length for length in limits["chunks"])
     with warnings.catch_warnings():
@@ -86,13 +85,11 @@ def load(path: str, key: str | None) -> npt.NDArray[Any]:
     """Read a saved array with its library alone."""
     found: Any
     if key is not None:
-        import h5py
-
+        h5py: Any = importlib.import_module("h5py")
         with h5py.File(path) as file:
             return np.asarray(file[key][()], file[key].dtype)
     if path.endswith(".b2nd"):
-        import blosc2
-
+        blosc2: Any = importlib.import_module("blosc2")
         found = blosc2.open(path, mode="r")
         return np.asarray(found[()], found.dtype)
     import zarr

@@ -61,7 +61,10 @@ class ChunkedArray(Protocol):
 
     facts: Facts
 
-    def read(self, rectangle: Rectangle, out: npt.NDArray[Any]) -> None:
+    def read(self, rectangle: Rectangle) -> npt.NDArray[Any]:
+        """Return a rectangle of elements that lies together ("C"), or raise."""
+
+    def read_into(self, rectangle: Rectangle, out: npt.NDArray[Any]) -> None:
         """Fill `out`, which lies together ("C"), with a rectangle of elements, or raise."""
 
     def write(self, rectangle: Rectangle, values: npt.NDArray[Any]) -> None:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from refault.errors import UsageError
 
 from .arrays import Facts, FileVersion, check_dtype, require, sync
-from .grid import Rectangle
+from .grid import Rectangle, extents
 
 __all__ = ["Blosc2Array", "Blosc2Place", "place_of_blosc2"]
 
@@ -66,9 +66,16 @@ class Blosc2Array:
         self._version = None if writable else FileVersion(place.path)
         self._lock = threading.Lock()
 
-    def read(self, rectangle: Rectangle, out: npt.NDArray[Any]) -> None:
+    def read(self, rectangle: Rectangle) -> npt.NDArray[Any]:
+        out = np.empty(extents(rectangle), self.facts.dtype)
+        self.read_into(rectangle, out)
+        return out
+
+    def read_into(self, rectangle: Rectangle, out: npt.NDArray[Any]) -> None:
         with self._lock:
-            out[...] = self._array[rectangle]
+            if out.size:
+                bounds = [axis.start for axis in rectangle], [axis.stop for axis in rectangle]
+                self._array.get_slice_numpy(out, bounds)
         if self._version is not None:
             self._version.check()
 

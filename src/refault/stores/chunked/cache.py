@@ -22,7 +22,9 @@ Block = TypeVar("Block", bound=Sized)
 class BlockCache(Generic[Block]):
     """The blocks that were used last, up to so many bytes; for many threads.
 
-    What one thread is decoding, others wait for: nothing is decoded twice at the same time.
+    What one thread is decoding, others wait for: nothing is decoded twice at the same time.  Who
+    needs several blocks begins with those that nobody else is decoding, so that several threads
+    which need the same ones share the work.
 
     Parameters
     ----------
@@ -39,17 +41,22 @@ class BlockCache(Generic[Block]):
 
     def get(self, key: Hashable, decode: Callable[[], Block]) -> Block:
         """Return a block; `decode` it if nobody has it and nobody is about to."""
+        block = self.get_unless_others_do(key, decode)
+        return block.result() if isinstance(block, Future) else block
+
+    def get_unless_others_do(
+        self, key: Hashable, decode: Callable[[], Block]
+    ) -> Block | Future[Block]:
+        """Return a block as `get` does, or what to wait for if somebody else is decoding it."""
         with self._lock:
             kept = self._kept.get(key)
             if kept is not None:
                 self._kept.move_to_end(key)
                 return kept
             flight = self._flights.get(key)
-            ours = flight is None
-            if flight is None:
-                flight = self._flights[key] = Future()
-        if not ours:
-            return flight.result()
+            if flight is not None:
+                return flight
+            flight = self._flights[key] = Future()
         try:
             block = decode()
         except BaseException as error:

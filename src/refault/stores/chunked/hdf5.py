@@ -27,7 +27,7 @@ import numpy.typing as npt
 from refault.errors import UsageError
 
 from .arrays import Facts, FileVersion, check_dtype, require, wrong_key
-from .grid import Rectangle
+from .grid import Rectangle, extents
 
 __all__ = [
     "Hdf5Array",
@@ -71,7 +71,12 @@ class Hdf5Array:
         self._version = None if writable else FileVersion(place.path)
         self._closing = threading.Lock()
 
-    def read(self, rectangle: Rectangle, out: npt.NDArray[Any]) -> None:
+    def read(self, rectangle: Rectangle) -> npt.NDArray[Any]:
+        out = np.empty(extents(rectangle), self.facts.dtype)
+        self.read_into(rectangle, out)
+        return out
+
+    def read_into(self, rectangle: Rectangle, out: npt.NDArray[Any]) -> None:
         if out.ndim:
             self.dataset.read_direct(out, rectangle)
         else:

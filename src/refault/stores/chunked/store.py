@@ -7,6 +7,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import numpy as np
@@ -159,21 +160,34 @@ class ChunkedStore:
             self._read_rectangle(rectangle, part)
 
     def _read_rectangle(self, rectangle: Rectangle, out: npt.NDArray[Any]) -> None:
+        others = []
         for place, whole, both in tiles(rectangle, self._axes, self._block):
             part = out[inside(rectangle, both)]
             if both == whole and part.flags.c_contiguous and self.order == "C":
                 # All of the block is wanted, and can be decoded where it is wanted.
                 with self._unchanged(whole):
-                    self._opened().read(whole, part)
+                    self._opened().read_into(whole, part)
+                continue
+            decode = functools.partial(self._decode, whole)
+            try:
+                block = self._cache.get_unless_others_do(place, decode)
+            except Exception:
+                # Another chunk of the block may be damaged, and those that are wanted whole.
+                part[...] = self._decode(both)
+                continue
+            if isinstance(block, Future):
+                others.append((block, part, whole, both))
             else:
-                block = self._cache.get(place, functools.partial(self._decode, whole))
                 part[...] = block[inside(whole, both)]
+        for flight, part, whole, both in others:
+            try:
+                part[...] = flight.result()[inside(whole, both)]
+            except Exception:
+                part[...] = self._decode(both)
 
-    def _decode(self, whole: Rectangle) -> npt.NDArray[Any]:
-        theirs = self._turned(whole)
-        block = np.empty(extents(theirs), self.dtype)
-        with self._unchanged(whole):
-            self._opened().read(theirs, block)
+    def _decode(self, rectangle: Rectangle) -> npt.NDArray[Any]:
+        with self._unchanged(rectangle):
+            block = self._opened().read(self._turned(rectangle))
         return block.T if self.order == "F" else block
 
     def _turned(self, axes: tuple[Of, ...]) -> tuple[Of, ...]:
@@ -219,8 +233,7 @@ class ChunkedStore:
             cut.add(count - 1)
         for index in cut:
             for rectangle in rectangles(self._axes, first + index, first + index + 1):
-                theirs = self._turned(rectangle)
-                self._opened().read(theirs, values[index : index + 1].reshape(extents(theirs)))
+                values[index] = self._opened().read(self._turned(rectangle)).reshape(-1)[0]
         _as_bytes(values)[skip : skip + len(buffer)] = _as_bytes(buffer)
         return values
 
@@ -241,8 +254,7 @@ class ChunkedStore:
             ]
             theirs = self._turned(whole)
             if sum(values.size for _, values in parts) < content.size:
-                old = np.empty(extents(theirs), self.dtype)
-                self._opened().read(theirs, old)
+                old = self._opened().read(theirs)
                 content[...] = old.T if self.order == "F" else old
             for part, values in parts:
                 part[...] = values

@@ -91,14 +91,18 @@ class ZarrArray:
                 f" {type(error).__name__}: {error}; see whether it is still there"
             ) from error
 
-    def read(self, rectangle: Rectangle, out: npt.NDArray[Any]) -> None:
-        out[...] = self._array[rectangle]
-        if out.size and self._is_fill(out):
+    def read(self, rectangle: Rectangle) -> npt.NDArray[Any]:
+        found = np.asarray(self._array[rectangle], self.facts.dtype, order="C")
+        if found.size and self._is_fill(found):
             self._check_there()
+        return found
 
-    def _is_fill(self, out: npt.NDArray[Any]) -> bool:
+    def read_into(self, rectangle: Rectangle, out: npt.NDArray[Any]) -> None:
+        out[...] = self.read(rectangle)
+
+    def _is_fill(self, values: npt.NDArray[Any]) -> bool:
         """Whether there is nothing but the fill value."""
-        found = out.reshape(-1).view(np.uint8).reshape(-1, len(self._fill))
+        found = values.reshape(-1).view(np.uint8).reshape(-1, len(self._fill))
         if found[0].tobytes() != self._fill or found[-1].tobytes() != self._fill:
             return False
         return bool((found == np.frombuffer(self._fill, np.uint8)).all())
