@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -12,11 +13,13 @@ from refault.client.files import open_file
 from refault.client.region import Layout
 from refault.client.sizes import Size, format_size, parse_size
 from refault.client.source import Wanted, check_agreement
+from refault.client.urls import SCHEMES, scheme
 from refault.client.userstores import open_store
 from refault.errors import UsageError
 from refault.stores.chunked import (
     ChunkedStore,
     Hdf5Place,
+    Remote,
     find,
     is_chunked,
     library_of,
@@ -27,7 +30,12 @@ __all__ = ["open_chunked"]
 
 
 def open_chunked(
-    thing: Any, wanted: Wanted, *, key: str | None, chunk_cache: Size | None
+    thing: Any,
+    wanted: Wanted,
+    *,
+    key: str | None,
+    chunk_cache: Size | None,
+    storage_options: Mapping[str, Any],
 ) -> npt.NDArray[Any] | None:
     """Return an array on a chunked array; None if `thing` is something else.
 
@@ -36,8 +44,12 @@ def open_chunked(
     UsageError
         It is a chunked array, and cannot be opened as it is wanted.
     """
+    remote = None
     if isinstance(thing, str | os.PathLike):
         path = os.fsdecode(thing)
+        kind = scheme(path)
+        if kind is not None:
+            remote = Remote(kind in SCHEMES, storage_options)
         # An offset is one into the bytes of a file, whatever it is.
         ours = is_chunked(path, key) and not (wanted.offset and key is None)
     else:
@@ -48,12 +60,14 @@ def open_chunked(
                 f"{thing!r}: is neither Zarr nor HDF5 nor Blosc2; leave key and chunk_cache out"
             )
         return None
+    if storage_options and remote is None:
+        raise UsageError(f"{thing}: has no URL, and takes no storage_options")
     if wanted.mode == "w+":
         raise UsageError(
             f"{thing}: mode 'w+' cannot make an array in chunks; make it with its own library, and"
             " open it with 'r+'"
         )
-    place = find(thing, key=key, writable=wanted.mode == "r+")
+    place = find(thing, key=key, writable=wanted.mode == "r+", remote=remote)
     if isinstance(place, Hdf5Place) and wanted.mode != "r+" and wanted.order == "C":
         plain = plain_part(place)
         if plain is not None:

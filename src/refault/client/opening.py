@@ -140,7 +140,13 @@ def open(
             resident=resident, page_size=page_size, deadline=deadline, readahead=readahead
         ),
     )
-    chunked = open_chunked(path_or_store, wanted, key=key, chunk_cache=chunk_cache)
+    chunked = open_chunked(
+        path_or_store,
+        wanted,
+        key=key,
+        chunk_cache=chunk_cache,
+        storage_options=storage_options or {},
+    )
     if chunked is not None:
         return chunked
     if isinstance(path_or_store, str | os.PathLike):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .arrays import Place
+from .arrays import Place, Remote
 from .finding import find_object, find_path, is_chunked, library_of
 from .hdf5 import Hdf5Place, plain_part
 from .store import ChunkedStore
@@ -14,6 +14,7 @@ __all__ = [
     "ChunkedStore",
     "Hdf5Place",
     "Place",
+    "Remote",
     "find",
     "is_chunked",
     "library_of",
@@ -21,8 +22,10 @@ __all__ = [
 ]
 
 
-def find(array: Any, *, key: str | None = None, writable: bool = False) -> Place:
-    """Where a chunked array is that is given as an object of its library, or by its path."""
+def find(
+    array: Any, *, key: str | None = None, writable: bool = False, remote: Remote | None = None
+) -> Place:
+    """Where a chunked array is that is given as an object of its library, or by its path or URL."""
     if isinstance(array, str | os.PathLike):
-        return find_path(os.fsdecode(array), key, writable=writable)
+        return find_path(os.fsdecode(array), key, remote, writable=writable)
     return find_object(array, key, writable=writable)

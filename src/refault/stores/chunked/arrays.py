@@ -7,7 +7,7 @@ import importlib
 import itertools
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +23,7 @@ __all__ = [
     "Facts",
     "FileVersion",
     "Place",
+    "Remote",
     "check_dtype",
     "require",
     "sync",
@@ -89,6 +90,19 @@ class Place(Protocol):
 
     def open(self, *, writable: bool) -> ChunkedArray:
         """Open it."""
+
+
+class Remote(NamedTuple):
+    """How to reach what has a URL.
+
+    Attributes
+    ----------
+    with_obstore
+        Whether obstore speaks its protocol; fsspec otherwise.
+    """
+
+    with_obstore: bool
+    storage_options: Mapping[str, Any]
 
 
 class FileVersion:

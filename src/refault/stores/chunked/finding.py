@@ -7,10 +7,11 @@ from typing import Any
 
 from refault.errors import UsageError
 
-from .arrays import Place, require, wrong_key
+from ..remote import public
+from .arrays import Place, Remote, require, wrong_key
 from .blosc2s import Blosc2Place, place_of_blosc2
 from .hdf5 import Hdf5Place, find_dataset, opened, place_of_hdf5
-from .zarrs import place_of_zarr
+from .zarrs import open_zarr, place_of_zarr
 
 __all__ = ["find_object", "find_path", "is_chunked", "library_of"]
 
@@ -63,14 +64,19 @@ def library_of(thing: object) -> str | None:
     return None
 
 
-def find_path(path: str, key: str | None, *, writable: bool) -> Place:
-    """Where an array is that was given by its path and perhaps the key in it.
+def find_path(path: str, key: str | None, remote: Remote | None, *, writable: bool) -> Place:
+    """Where an array is that was given by its path or URL, and perhaps the key in it.
 
     Raises
     ------
     UsageError
         There is no such array.
     """
+    if path.endswith((".b2nd", *HDF5_SUFFIXES)) and remote is not None:
+        raise UsageError(
+            f"{public(path)}: HDF5 and Blosc2 are read from local files only; copy it, or store the"
+            " array as Zarr"
+        )
     if path.endswith(".b2nd"):
         _no_key(path, key, is_array=True)
         return Blosc2Place(os.path.abspath(path))
@@ -79,10 +85,7 @@ def find_path(path: str, key: str | None, *, writable: bool) -> Place:
             dataset = find_dataset(require("h5py", "hdf5"), file, key, path)
             return Hdf5Place(os.path.abspath(dataset.file.filename), dataset.name)
     zarr = require("zarr", "zarr")
-    try:
-        found = zarr.open(path, mode="r")
-    except Exception as error:
-        raise UsageError(f"{path}: cannot be opened as Zarr: {error}; check the path") from error
+    found = open_zarr(path, remote)
     if isinstance(found, zarr.Group):
         found = _in_group(zarr, found, key)
     else:

@@ -36,6 +36,9 @@ Of = TypeVar("Of")
 
 BLOCK_BYTES = 256 << 10
 """Chunks are read together until there are so many bytes: a call of a library costs about 1 ms."""
+PARALLEL = 8
+READ_BYTES = 1 << 20
+"""So many reads of so many bytes at a time: what is read ahead should have several chunks."""
 LEAST_WRITE_BYTES = 64 << 10
 """The same for what is written: no more than a page unit, so that not much else is encoded anew."""
 WRITE_BYTES = 16 << 20
@@ -68,6 +71,9 @@ class ChunkedStore:
     dtype, shape, order
         Of the array; `refault.open` takes them from here.
     """
+
+    parallel = PARALLEL
+    read_bytes = READ_BYTES
 
     def __init__(
         self, place: Place, *, writable: bool, order: str | None = None, cache: int | None = None
@@ -145,45 +151,76 @@ class ChunkedStore:
         first, count, skip = self._elements("read", offset, len(buffer))
         try:
             if count * self.dtype.itemsize == len(buffer):
-                self._read(first, _as_bytes(buffer).view(self.dtype))
+                self._fill(first, _as_bytes(buffer).view(self.dtype))
             else:
                 # The range begins or ends within an element.
-                whole = np.empty(count, self.dtype)
-                self._read(first, whole)
-                _as_bytes(buffer)[:] = _as_bytes(whole)[skip : skip + len(buffer)]
+                values = np.empty(count, self.dtype)
+                self._fill(first, values)
+                _as_bytes(buffer)[:] = _as_bytes(values)[skip : skip + len(buffer)]
         except Exception as error:
             raise self._error("read", offset, error) from error
 
-    def _read(self, first: int, out: npt.NDArray[Any]) -> None:
-        found = list(rectangles(self._axes, first, first + len(out)))
-        for rectangle, part in zip(found, _cut(found, out), strict=True):
-            self._read_rectangle(rectangle, part)
+    def fetch(self, offset: int, length: int) -> memoryview:
+        """Return `length` bytes from `offset` on, or raise `StoreError`."""
+        first, count, skip = self._elements("read", offset, length)
+        try:
+            values = self._in_one_block(first, count)
+            if values is None:
+                values = np.empty(count, self.dtype)
+                self._fill(first, values)
+        except Exception as error:
+            raise self._error("read", offset, error) from error
+        return memoryview(_as_bytes(values)[skip : skip + length])  # type: ignore[arg-type]
 
-    def _read_rectangle(self, rectangle: Rectangle, out: npt.NDArray[Any]) -> None:
+    def _in_one_block(self, first: int, count: int) -> npt.NDArray[Any] | None:
+        """Elements as they lie together in a decoded block; None: they do not."""
+        found = list(rectangles(self._axes, first, first + count))
+        places = [place for one in found for place in overlapping(one, self._block)]
+        if self.order == "F" or len(found) != 1 or len(places) != 1:
+            return None
+        ((place, whole, both),) = tiles(found[0], self._axes, self._block)
+        part = self._decode(whole) if both == whole else self._part(place, whole, both)
+        if isinstance(part, Future):
+            part = self._part_of_others(part, whole, both)
+        return part if part.flags.c_contiguous else None
+
+    def _fill(self, first: int, out: npt.NDArray[Any]) -> None:
+        found = list(rectangles(self._axes, first, first + len(out)))
         others = []
-        for place, whole, both in tiles(rectangle, self._axes, self._block):
-            part = out[inside(rectangle, both)]
-            if both == whole and part.flags.c_contiguous and self.order == "C":
-                # All of the block is wanted, and can be decoded where it is wanted.
-                with self._unchanged(whole):
-                    self._opened().read_into(whole, part)
-                continue
-            decode = functools.partial(self._decode, whole)
-            try:
-                block = self._cache.get_unless_others_do(place, decode)
-            except Exception:
-                # Another chunk of the block may be damaged, and those that are wanted whole.
-                part[...] = self._decode(both)
-                continue
-            if isinstance(block, Future):
-                others.append((block, part, whole, both))
-            else:
-                part[...] = block[inside(whole, both)]
+        for rectangle, values in zip(found, _cut(found, out), strict=True):
+            for place, whole, both in tiles(rectangle, self._axes, self._block):
+                part = values[inside(rectangle, both)]
+                if both == whole and part.flags.c_contiguous and self.order == "C":
+                    # All of the block is wanted, and can be decoded where it is wanted.
+                    with self._unchanged(whole):
+                        self._opened().read_into(whole, part)
+                    continue
+                block = self._part(place, whole, both)
+                if isinstance(block, Future):
+                    others.append((block, part, whole, both))
+                else:
+                    part[...] = block
         for flight, part, whole, both in others:
-            try:
-                part[...] = flight.result()[inside(whole, both)]
-            except Exception:
-                part[...] = self._decode(both)
+            part[...] = self._part_of_others(flight, whole, both)
+
+    def _part(
+        self, place: tuple[int, ...], whole: Rectangle, both: Rectangle
+    ) -> npt.NDArray[Any] | Future[npt.NDArray[Any]]:
+        """A part of a block; if somebody else is decoding that, what to wait for."""
+        try:
+            block = self._cache.get_unless_others_do(place, functools.partial(self._decode, whole))
+        except Exception:
+            # Another chunk of the block may be damaged, and those that are wanted whole.
+            return self._decode(both)
+        return block if isinstance(block, Future) else block[inside(whole, both)]
+
+    def _part_of_others(
+        self, flight: Future[npt.NDArray[Any]], whole: Rectangle, both: Rectangle
+    ) -> npt.NDArray[Any]:
+        try:
+            return flight.result()[inside(whole, both)]
+        except Exception:
+            return self._decode(both)
 
     def _decode(self, rectangle: Rectangle) -> npt.NDArray[Any]:
         with self._unchanged(rectangle):

@@ -24,32 +24,39 @@ import numpy.typing as npt
 
 from refault.errors import StoreError, UsageError
 
-from .arrays import Facts, check_dtype, require, sync
+from ..clients import Recipe, store_from_url
+from ..cloud import object_name
+from ..remote import Policy, public
+from .arrays import Facts, Remote, check_dtype, require, sync
 from .grid import Rectangle
 
-__all__ = ["ZarrArray", "ZarrPlace", "place_of_zarr"]
+__all__ = ["ZarrArray", "ZarrPlace", "open_zarr", "place_of_zarr"]
 
 _HOPELESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 class ZarrPlace(NamedTuple):
-    """A path in a store of zarr-python, which can be pickled.
+    """A path in a store of zarr-python.
 
     Attributes
     ----------
+    store
+        One that can be pickled, or how to make the client of one on obstore.
     format
         Version of the Zarr format.
     """
 
+    name: str
     store: Any
     path: str
     format: int
 
-    @property
-    def name(self) -> str:
-        root = getattr(self.store, "root", None)
-        where = str(self.store if root is None else root)
-        return f"{where}/{self.path}" if self.path else where
+    def make_store(self, *, writable: bool) -> Any:
+        """The store, in this process."""
+        if isinstance(self.store, Recipe):
+            client = self.store.make(Policy().timeout)
+            return require("zarr.storage", "zarr").ObjectStore(client, read_only=not writable)
+        return self.store
 
     def open(self, *, writable: bool) -> ZarrArray:
         """Open it."""
@@ -62,6 +69,7 @@ class ZarrArray:
     def __init__(self, place: ZarrPlace, *, writable: bool) -> None:
         self._place = place
         self._local = _folder(place.store)
+        self._store = place.make_store(writable=writable)
         self._array = self._open("r+" if writable else "r")
         array = self._array
         dtype = check_dtype(array.dtype, place.name)
@@ -80,7 +88,7 @@ class ZarrArray:
         zarr = require("zarr", "zarr")
         try:
             return zarr.open_array(
-                self._place.store,
+                self._store,
                 path=self._place.path,
                 mode=mode,
                 zarr_format=self._place.format,
@@ -152,7 +160,7 @@ def place_of_zarr(array: Any, *, writable: bool) -> ZarrPlace:
         Another process cannot open it, or may not write to it.
     """
     store = array.store
-    where = f"zarr array {array.path or '/'!r} in {store}"
+    where = f"{store}/{array.path}" if array.path else str(store)
     storage = require("zarr.storage", "zarr")
     innermost = store
     while isinstance(innermost, storage.WrapperStore):
@@ -176,15 +184,47 @@ def place_of_zarr(array: Any, *, writable: bool) -> ZarrPlace:
             )
     if isinstance(store, storage.LocalStore):
         store = storage.LocalStore(Path(store.root).absolute(), read_only=not writable)
+        where = os.path.join(store.root, array.path) if array.path else str(store.root)
     elif isinstance(store, storage.ZipStore):
         if writable or not store.read_only:
             raise UsageError(
                 f"{where}: a zip file cannot be changed in place, and is whole only when it is"
                 " closed; close it, and open it with mode 'r'"
             )
+    elif isinstance(innermost, storage.ObjectStore):
+        where = object_name(innermost.store, array.path)
+        store = Recipe.of(innermost.store)
     elif writable and store.read_only:
         store = store.with_read_only(False)
-    return ZarrPlace(store, array.path, array.metadata.zarr_format)
+    return ZarrPlace(where, store, array.path, array.metadata.zarr_format)
+
+
+def open_zarr(path: str, remote: Remote | None) -> Any:
+    """Open an array or group by its path or URL.
+
+    Raises
+    ------
+    UsageError
+        There is none.
+    """
+    zarr = require("zarr", "zarr")
+    where: Any = path
+    inside = ""
+    more: dict[str, Any] = {}
+    try:
+        if remote is not None and remote.with_obstore:
+            store, inside = store_from_url(path, remote.storage_options)
+            where = zarr.storage.ObjectStore(store, read_only=True)
+        elif remote is not None:
+            more["storage_options"] = dict(remote.storage_options)
+        return zarr.open(where, path=inside, mode="r", **more)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{public(path)}: cannot be opened as Zarr: {type(error).__name__}: {error}; check the"
+            " path"
+        ) from error
 
 
 def _in_memory(store: Any) -> bool:
