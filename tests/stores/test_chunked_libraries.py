@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.chunked import KINDS, load, numbers, saved
-from refault.stores.chunked import ChunkedStore, find
-from refault.stores.chunked import store as module
+from refault.stores.chunked import ChunkedStore, find, view, writing
 
 DTYPES: dict[str, Any] = {
     name: name for name in ("u1", "<i2", ">i4", "<f2", ">f8", "?", "<c8", ">c16", "S3", "<U2")
@@ -29,9 +28,9 @@ REFUSED = {
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Blocks of a few chunks, so that small arrays have many."""
-    monkeypatch.setattr(module, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(module, "LEAST_WRITE_BYTES", 32)
-    monkeypatch.setattr(module, "WRITE_BYTES", 256)
+    monkeypatch.setattr(view, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(view, "LEAST_WRITE_BYTES", 32)
+    monkeypatch.setattr(writing, "WRITE_BYTES", 256)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Zarr V3 specification.*")
         yield
@@ -85,6 +84,7 @@ def test_any_range_of_any_array(kind: str, data: st.DataObject) -> None:
                     store.write_from(offset, memoryview(new))
                     content[offset : offset + length] = new
                 assert read(store, offset, length) == content[offset : offset + length]
+                assert store.fetch(offset, length) == content[offset : offset + length]
             assert read(store, 0, len(content)) == content
             store.flush()
         finally:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy.typing as npt
 
 from refault.client.files import open_file
+from refault.client.options import Options
 from refault.client.region import Layout
 from refault.client.sizes import Size, format_size, parse_size
 from refault.client.source import Wanted, check_agreement
@@ -27,6 +28,10 @@ from refault.stores.chunked import (
 )
 
 __all__ = ["open_chunked"]
+
+UNIT_BYTES = 256 << 10
+LEAST_UNITS = 64
+"""In a smaller budget the page units are as small as for any other array."""
 
 
 def open_chunked(
@@ -88,4 +93,12 @@ def open_chunked(
             f" chunks again and again with the {format_size(store.cache_bytes)} there are",
             stacklevel=3,
         )
-    return open_store(store, wanted)
+    return open_store(store, wanted._replace(options=_units(wanted.options)))
+
+
+def _units(options: Options) -> Options:
+    """Large page units, unless something else was said: a small part of a chunk costs as much."""
+    roomy = options.resident is None or options.resident >= LEAST_UNITS * UNIT_BYTES
+    if options.page_size is not None or not roomy:
+        return options
+    return options._replace(page_size=UNIT_BYTES)

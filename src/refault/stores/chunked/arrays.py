@@ -88,6 +88,10 @@ class Place(Protocol):
     def name(self) -> str:
         """How messages name it."""
 
+    @property
+    def far(self) -> bool:
+        """Whether it is behind a network."""
+
     def open(self, *, writable: bool) -> ChunkedArray:
         """Open it."""
 

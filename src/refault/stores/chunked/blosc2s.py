@@ -35,6 +35,10 @@ class Blosc2Place(NamedTuple):
     def name(self) -> str:
         return self.path
 
+    @property
+    def far(self) -> bool:
+        return False
+
     def open(self, *, writable: bool) -> Blosc2Array:
         """Open it."""
         return Blosc2Array(self, writable=writable)

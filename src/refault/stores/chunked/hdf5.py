@@ -50,6 +50,10 @@ class Hdf5Place(NamedTuple):
     def name(self) -> str:
         return f"{self.path}:{self.key}"
 
+    @property
+    def far(self) -> bool:
+        return False
+
     def open(self, *, writable: bool) -> Hdf5Array:
         """Open it."""
         return Hdf5Array(self, writable=writable)

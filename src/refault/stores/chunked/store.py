@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-import functools
-import math
 import os
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from refault.errors import StoreError
 
+from ..remote import Policy
 from .arrays import ChunkedArray, Place
 from .cache import BlockCache
-from .grid import (
-    Rectangle,
-    block_shape,
-    extents,
-    in_rows,
-    inside,
-    intersection,
-    overlapping,
-    rectangles,
-    tiles,
-)
 from .locks import ChunkLocks
+from .reading import Cache, Reader
+from .view import View, as_bytes
+from .writing import Writer
 
 __all__ = ["ChunkedStore"]
 
-Of = TypeVar("Of")
-
-BLOCK_BYTES = 256 << 10
-"""Chunks are read together until there are so many bytes: a call of a library costs about 1 ms."""
 PARALLEL = 8
 READ_BYTES = 1 << 20
-"""So many reads of so many bytes at a time: what is read ahead should have several chunks."""
-LEAST_WRITE_BYTES = 64 << 10
-"""The same for what is written: no more than a page unit, so that not much else is encoded anew."""
-WRITE_BYTES = 16 << 20
-"""The most that is encoded with one call, if a chunk is not larger."""
+"""So many reads of so many bytes at a time, of what is not far away."""
 CACHE_BYTES = 64 << 20
 """The least that is kept of decoded blocks, if nothing else is said."""
 MEMORY_SHARE = 16
@@ -70,10 +50,9 @@ class ChunkedStore:
     ----------
     dtype, shape, order
         Of the array; `refault.open` takes them from here.
+    parallel, read_bytes
+        See `refault.stores.base`.
     """
-
-    parallel = PARALLEL
-    read_bytes = READ_BYTES
 
     def __init__(
         self, place: Place, *, writable: bool, order: str | None = None, cache: int | None = None
@@ -101,17 +80,17 @@ class ChunkedStore:
     def _prepare(self, cache: int | None) -> None:
         self._array: ChunkedArray | None = None
         self._opening = threading.Lock()
-        self._locks = ChunkLocks()
         self._failed: BaseException | None = None
-        # The array is seen so that its last axis is the one that lies together.
-        facts = self.facts
-        self._axes = self._turned(facts.shape)
-        size = self.dtype.itemsize
-        self._block = block_shape(self._axes, self._turned(facts.chunks), size, BLOCK_BYTES)
-        chunks = self._turned(facts.write_chunks)
-        self._write_block = block_shape(self._axes, chunks, size, LEAST_WRITE_BYTES)
-        limit = self._cache_bytes() if cache is None else cache
-        self._cache: BlockCache[npt.NDArray[Any]] = BlockCache(limit)
+        self._view = View(self.facts, self.order)
+        self._cache: Cache = BlockCache(self._cache_bytes() if cache is None else cache)
+        locks = ChunkLocks()
+        changing = locks if self.writable else None
+        self._reader = Reader(self._view, self._opened, self._cache, changing)
+        self._writer = Writer(self._view, self._opened, self._cache, locks)
+        # So that several chunks are decoded at a time; and what is far away is kept busy.
+        policy = Policy()
+        self.parallel = policy.parallel if self.place.far else PARALLEL
+        self.read_bytes = policy.read_bytes if self.place.far else READ_BYTES
 
     def _opened(self) -> ChunkedArray:
         with self._opening:
@@ -144,19 +123,19 @@ class ChunkedStore:
     def size(self) -> int:
         return self.facts.nbytes
 
-    # -- reading --------------------------------------------------------------
+    # -- reading and writing --------------------------------------------------
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill all of `buffer`, or raise `StoreError`."""
         first, count, skip = self._elements("read", offset, len(buffer))
         try:
             if count * self.dtype.itemsize == len(buffer):
-                self._fill(first, _as_bytes(buffer).view(self.dtype))
+                self._reader.fill(first, as_bytes(buffer).view(self.dtype))
             else:
                 # The range begins or ends within an element.
                 values = np.empty(count, self.dtype)
-                self._fill(first, values)
-                _as_bytes(buffer)[:] = _as_bytes(values)[skip : skip + len(buffer)]
+                self._reader.fill(first, values)
+                as_bytes(buffer)[:] = as_bytes(values)[skip : skip + len(buffer)]
         except Exception as error:
             raise self._error("read", offset, error) from error
 
@@ -164,79 +143,13 @@ class ChunkedStore:
         """Return `length` bytes from `offset` on, or raise `StoreError`."""
         first, count, skip = self._elements("read", offset, length)
         try:
-            values = self._in_one_block(first, count)
+            values = self._reader.in_one_block(first, count)
             if values is None:
                 values = np.empty(count, self.dtype)
-                self._fill(first, values)
+                self._reader.fill(first, values)
         except Exception as error:
             raise self._error("read", offset, error) from error
-        return memoryview(_as_bytes(values)[skip : skip + length])  # type: ignore[arg-type]
-
-    def _in_one_block(self, first: int, count: int) -> npt.NDArray[Any] | None:
-        """Elements as they lie together in a decoded block; None: they do not."""
-        found = list(rectangles(self._axes, first, first + count))
-        places = [place for one in found for place in overlapping(one, self._block)]
-        if self.order == "F" or len(found) != 1 or len(places) != 1:
-            return None
-        ((place, whole, both),) = tiles(found[0], self._axes, self._block)
-        part = self._decode(whole) if both == whole else self._part(place, whole, both)
-        if isinstance(part, Future):
-            part = self._part_of_others(part, whole, both)
-        return part if part.flags.c_contiguous else None
-
-    def _fill(self, first: int, out: npt.NDArray[Any]) -> None:
-        found = list(rectangles(self._axes, first, first + len(out)))
-        others = []
-        for rectangle, values in zip(found, _cut(found, out), strict=True):
-            for place, whole, both in tiles(rectangle, self._axes, self._block):
-                part = values[inside(rectangle, both)]
-                if both == whole and part.flags.c_contiguous and self.order == "C":
-                    # All of the block is wanted, and can be decoded where it is wanted.
-                    with self._unchanged(whole):
-                        self._opened().read_into(whole, part)
-                    continue
-                block = self._part(place, whole, both)
-                if isinstance(block, Future):
-                    others.append((block, part, whole, both))
-                else:
-                    part[...] = block
-        for flight, part, whole, both in others:
-            part[...] = self._part_of_others(flight, whole, both)
-
-    def _part(
-        self, place: tuple[int, ...], whole: Rectangle, both: Rectangle
-    ) -> npt.NDArray[Any] | Future[npt.NDArray[Any]]:
-        """A part of a block; if somebody else is decoding that, what to wait for."""
-        try:
-            block = self._cache.get_unless_others_do(place, functools.partial(self._decode, whole))
-        except Exception:
-            # Another chunk of the block may be damaged, and those that are wanted whole.
-            return self._decode(both)
-        return block if isinstance(block, Future) else block[inside(whole, both)]
-
-    def _part_of_others(
-        self, flight: Future[npt.NDArray[Any]], whole: Rectangle, both: Rectangle
-    ) -> npt.NDArray[Any]:
-        try:
-            return flight.result()[inside(whole, both)]
-        except Exception:
-            return self._decode(both)
-
-    def _decode(self, rectangle: Rectangle) -> npt.NDArray[Any]:
-        with self._unchanged(rectangle):
-            block = self._opened().read(self._turned(rectangle))
-        return block.T if self.order == "F" else block
-
-    def _turned(self, axes: tuple[Of, ...]) -> tuple[Of, ...]:
-        """From the order of the axes in the library to ours, or back."""
-        return axes[::-1] if self.order == "F" else axes
-
-    def _unchanged(self, rectangle: Rectangle) -> Any:
-        """Nobody changes these elements, or others of their chunks, meanwhile."""
-        keys = overlapping(rectangle, self._write_block) if self.writable else iter(())
-        return self._locks.hold(keys)
-
-    # -- writing --------------------------------------------------------------
+        return as_bytes(values)[skip : skip + length].data
 
     def write_from(self, offset: int, buffer: memoryview) -> None:
         """Store all of `buffer`, or raise `StoreError`."""
@@ -245,68 +158,10 @@ class ChunkedStore:
                 f"{self.name}: is open for reading only; open it with mode 'r+'", permanent=True
             )
         first, count, skip = self._elements("write", offset, len(buffer))
-        found = list(rectangles(self._axes, first, first + count))
-        blocks = sorted({place for one in found for place in overlapping(one, self._write_block)})
         try:
-            with self._locks.hold(blocks):
-                try:
-                    values = self._values(first, count, skip, buffer)
-                    self._write(blocks, list(zip(found, _cut(found, values), strict=True)))
-                finally:
-                    self._cache.drop(
-                        place
-                        for block in blocks
-                        for place in overlapping(self._whole(block, block), self._block)
-                    )
+            self._writer.write(first, count, skip, buffer)
         except Exception as error:
             raise self._error("write", offset, error) from error
-
-    def _values(self, first: int, count: int, skip: int, buffer: memoryview) -> npt.NDArray[Any]:
-        """The elements that `buffer` changes; of those that it cuts, the rest is read."""
-        values = np.empty(count, self.dtype)
-        size = self.dtype.itemsize
-        cut = {0} if skip else set()
-        if (skip + len(buffer)) % size:
-            cut.add(count - 1)
-        for index in cut:
-            for rectangle in rectangles(self._axes, first + index, first + index + 1):
-                values[index] = self._opened().read(self._turned(rectangle)).reshape(-1)[0]
-        _as_bytes(values)[skip : skip + len(buffer)] = _as_bytes(buffer)
-        return values
-
-    def _write(
-        self,
-        blocks: list[tuple[int, ...]],
-        changes: list[tuple[Rectangle, npt.NDArray[Any]]],
-    ) -> None:
-        """Encode every block once, whole: to change a part of one costs as much."""
-        most = WRITE_BYTES // (math.prod(self._write_block) * self.dtype.itemsize)
-        for begin, end in in_rows(blocks, max(1, most)):
-            whole = self._whole(begin, end)
-            content = np.empty(extents(whole), self.dtype)
-            parts = [
-                (content[inside(whole, both)], values[inside(rectangle, both)])
-                for rectangle, values in changes
-                if (both := intersection(whole, rectangle)) is not None
-            ]
-            theirs = self._turned(whole)
-            if sum(values.size for _, values in parts) < content.size:
-                old = self._opened().read(theirs)
-                content[...] = old.T if self.order == "F" else old
-            for part, values in parts:
-                part[...] = values
-            if self.order == "F":
-                content = np.ascontiguousarray(content.T)
-            self._opened().write(theirs, content.reshape(extents(theirs)))
-
-    def _whole(self, begin: tuple[int, ...], end: tuple[int, ...]) -> Rectangle:
-        """The elements of the blocks that are written at a time, from one to another one."""
-        return tuple(
-            slice(low * length, min((high + 1) * length, size))
-            for low, high, length, size in zip(
-                begin, end, self._write_block, self._axes, strict=True
-            )
-        )
 
     def flush(self) -> None:
         """Make everything written so far durable, or raise `StoreError`.
@@ -352,7 +207,8 @@ class ChunkedStore:
     def _error(self, verb: str, offset: int, error: Exception) -> StoreError:
         if isinstance(error, StoreError):
             return error
-        element = self._turned(np.unravel_index(offset // self.dtype.itemsize, self._axes))
+        view = self._view
+        element = view.turned(np.unravel_index(offset // self.dtype.itemsize, view.axes))
         array = self._array
         return StoreError(
             f"{self.name}: cannot {verb} its elements from"
@@ -364,9 +220,8 @@ class ChunkedStore:
     # -- how much is kept -----------------------------------------------------
 
     def _cache_bytes(self) -> int:
-        block = math.prod(self._block) * self.dtype.itemsize
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        needed = self.band_bytes + SPARE_BLOCKS * block
+        needed = self.band_bytes + SPARE_BLOCKS * self._view.block_bytes
         return min(max(CACHE_BYTES, needed), max(CACHE_BYTES, memory // MEMORY_SHARE))
 
     @property
@@ -376,30 +231,5 @@ class ChunkedStore:
 
     @property
     def band_bytes(self) -> int:
-        """Bytes of decoded chunks that a read in order comes back to.
-
-        It comes back to none, if each block lies together in memory.
-        """
-        for axis, (length, block) in enumerate(zip(self._axes, self._block, strict=True)):
-            if block > 1:
-                # From here on: all blocks of the row, if there is more than one.
-                rest = zip(self._axes[axis + 1 :], self._block[axis + 1 :], strict=True)
-                if all(block >= length for length, block in rest):
-                    return 0
-                lengths = (min(block, length), *self._axes[axis + 1 :])
-                return math.prod(lengths) * self.dtype.itemsize
-        return 0
-
-
-def _cut(found: list[Rectangle], values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Give each rectangle its part of `values`, which has those of all, one after the other."""
-    done = 0
-    for rectangle in found:
-        shape = extents(rectangle)
-        count = math.prod(shape)
-        yield values[done : done + count].reshape(shape)
-        done += count
-
-
-def _as_bytes(values: npt.NDArray[Any] | memoryview) -> npt.NDArray[np.uint8]:
-    return np.asarray(values).view(np.uint8).reshape(-1)
+        """Bytes of decoded chunks that a read in order comes back to."""
+        return self._view.band_bytes

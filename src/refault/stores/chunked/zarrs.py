@@ -51,6 +51,10 @@ class ZarrPlace(NamedTuple):
     path: str
     format: int
 
+    @property
+    def far(self) -> bool:
+        return _folder(self.store) is None
+
     def make_store(self, *, writable: bool) -> Any:
         """The store, in this process."""
         if isinstance(self.store, Recipe):
