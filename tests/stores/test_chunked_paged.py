@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from helpers.child import Result, run_child
 from helpers.child_tools import ENVIRONMENT
 from helpers.chunked import KINDS
+from helpers.s3_server import S3
 from helpers.userfaultfd import needs_userfaultfd
 
 pytestmark = [
@@ -340,3 +342,38 @@ def declared() -> None:
 
 def test_a_store_may_say_what_array_it_holds() -> None:
     run_child(declared, timeout=60, files={"table_of_the_test.py": STORE})
+
+
+def in_s3(options: str) -> None:
+    import json
+
+    import numpy as np
+    import zarr
+    from obstore.store import S3Store
+
+    import refault
+    from helpers.chunked import numbers
+
+    right = numbers((300, 400), "<f4")
+    storage_options = json.loads(options)
+    bucket = S3Store("bucket", client_options={"allow_http": True}, **storage_options)
+    store = zarr.storage.ObjectStore(bucket)
+    group = zarr.create_group(store, path="far.zarr")
+    array = group.create_array("a", shape=right.shape, dtype="f4", chunks=(64, 64), fill_value=9)
+    array[:200] = right[:200]
+    right[200:] = 9
+    for thing, key in (
+        ("s3://bucket/far.zarr/a", None),
+        ("s3://bucket/far.zarr", "a"),
+    ):
+        x = refault.open(thing, key=key, storage_options=storage_options, resident="128KiB")
+        assert np.array_equal(x, right)
+    x = refault.open(array, "r+", resident="128KiB")
+    assert refault.region(x) and "s3://bucket/far.zarr/a" in repr(refault.region(x))
+    x[100:250] = right[100:250] = right[100:250] * 2
+    refault.region(x).flush()
+    assert np.array_equal(array[...], right)
+
+
+def test_zarr_in_s3(s3: S3) -> None:
+    run(in_s3, json.dumps(s3.options))
