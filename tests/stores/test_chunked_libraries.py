@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from helpers.chunked import KINDS, load, numbers, save, saved
 from refault.errors import StoreError
 from refault.stores.chunked import ChunkedStore, find, view, writing
+from refault.stores.chunked.arrays import Facts
 
 DTYPES: dict[str, Any] = {
     name: name for name in ("u1", "<i2", ">i4", "<f2", ">f8", "?", "<c8", ">c16", "S3", "<U2")
