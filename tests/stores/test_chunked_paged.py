@@ -122,6 +122,23 @@ def objects(folder: str) -> None:
         for thing, key in ((file["/some/numbers"], None), (file, "some/numbers"), (file, None)):
             assert np.array_equal(refault.open(thing, key=key), right)
         assert np.array_equal(refault.open(file["some"], key="numbers"), right)
+    with h5py.File(place / "odd.h5", "w") as file:
+        offset, number = 0, 0
+        while offset % 8 == 0:
+            # What is compressed ends somewhere.
+            number += 1
+            noise = np.random.default_rng(number).integers(0, 99, 1000 + number, "u1")
+            name = f"noise{number}"
+            file.create_dataset(name, data=noise, chunks=noise.shape, compression="gzip")
+            file[f"f{number}"] = right
+            offset = file[f"f{number}"].id.get_offset()
+        file["aligned"] = right.astype("u1")
+        file["unaligned"] = file[f"f{number}"]
+    for name, mapped in (("aligned", True), ("unaligned", False)):
+        # Without chunks it is the file that is mapped, if numbers are where C wants them.
+        x = refault.open(place / "odd.h5", key=name)
+        assert x.flags.aligned and np.array_equal(x, right.astype(x.dtype))
+        assert ("/unaligned" in repr(refault.region(x))) is not mapped
     zarr_path, _ = save("zarr3", place, right, (20, 20))
     array = zarr.open_array(zarr_path, mode="r")
     assert np.array_equal(refault.open(array), right)

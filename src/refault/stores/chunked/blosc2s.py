@@ -3,14 +3,15 @@
 Some facts about python-blosc2
 ------------------------------
 * It holds the GIL while it decodes (4.14), in whatever call.  So there is nothing to be had from
-  several threads of ours, only from its own; and the pager stands still meanwhile.  So we
-  read *blocks*, the parts of a chunk that can be decoded alone, and not chunks.
+  several threads of ours, only from its own; and the pager stands still meanwhile.  So of
+  large chunks we read *blocks*, the parts that can be decoded alone.
 * An array object has one context for decoding: it is for one thread at a time.
 * What was written is in the file when the call returns, but not on the disk.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from typing import Any, NamedTuple
@@ -24,6 +25,9 @@ from .arrays import Facts, FileVersion, check_dtype, require, sync
 from .grid import Rectangle, extents
 
 __all__ = ["Blosc2Array", "Blosc2Place", "place_of_blosc2"]
+
+WHOLE_BYTES = 2 << 20
+"""Chunks up to this size are decoded as a whole, by its threads."""
 
 
 class Blosc2Place(NamedTuple):
@@ -64,9 +68,10 @@ class Blosc2Array:
                 " one with blosc2.asarray"
             )
         self._array: Any = array
-        self.facts = Facts(
-            check_dtype(array.dtype, place.name), array.shape, array.blocks, array.chunks
-        )
+        dtype = check_dtype(array.dtype, place.name)
+        small = math.prod(array.chunks) * dtype.itemsize <= WHOLE_BYTES
+        parts = array.chunks if small else array.blocks
+        self.facts = Facts(dtype, array.shape, parts, array.chunks)
         self._version = None if writable else FileVersion(place.path)
         self._lock = threading.Lock()
 
