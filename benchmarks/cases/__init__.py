@@ -24,6 +24,7 @@ NAMES = [
     "growth",
     "snapshots",
     "matrix",
+    "chunked",
 ]
 
 

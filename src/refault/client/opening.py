@@ -8,6 +8,7 @@ from typing import Any, SupportsIndex
 
 import numpy.typing as npt
 
+from refault.client.chunked import open_chunked
 from refault.client.files import open_file
 from refault.client.options import (
     Options,
@@ -52,6 +53,8 @@ def open(
     deadline: float | None = 60.0,
     readahead: bool = True,
     storage_options: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    chunk_cache: Size | None = None,
 ) -> npt.NDArray[Any]:
     """Return an array whose pages are read when they are first touched.
 
@@ -59,9 +62,10 @@ def open(
     ----------
     path_or_store
         A file; a URL of an object (``s3:``, ``gs:``, ``az:``, ``https:``, or whatever fsspec
-        knows); or a store: an object with a ``size`` and a method
-        ``read_into(offset, buffer)`` (see `refault.stores.base.Store`).  The store is pickled and
-        used in the pager process.
+        knows); an array in chunks or its path (a `zarr.Array`, an `h5py.Dataset`, a
+        `blosc2.NDArray`; ``data.zarr``, ``data.h5`` with `key`, ``data.b2nd``); or a store: an
+        object with a ``size`` and a method ``read_into(offset, buffer)`` (see
+        `refault.stores.base.Store`).  The store is pickled and used in the pager process.
     mode
         As in `numpy.memmap`.  "r": read only.  "r+": changes go to the file.  "w+":
         the same, and the file is created or emptied first.  "c": changes stay in
@@ -70,7 +74,8 @@ def open(
         As in `numpy.memmap`: `dtype` is uint8 by default, and `shape` what the file has
         room for; with "r+" and "w+" a file that is too short for `shape` grows.  Of
         a ``.npy`` file (known by its name or its first bytes, if `offset` is 0) the
-        header has all this, and what is given must agree with it.
+        header has all this, and what is given must agree with it.  The same holds for a store that
+        has attributes `dtype` and `shape`.  An array in chunks can be had in the order "F", too.
     resident
         How much of the array may be in memory, as bytes or as "2GiB"; None: bounded by
         `refault.configure` alone.
@@ -88,6 +93,13 @@ def open(
     storage_options
         For a URL: credentials, endpoint and the like, as in pandas and xarray.  What is not given
         is taken from the environment, as the library does that reads the URL.
+    key
+        Of a Zarr group or an HDF5 file: which array of it.  It may be left out if there is only
+        one.
+    chunk_cache
+        Of an array in chunks: how many bytes of decoded chunks the pager keeps, beside what
+        `resident` allows.  None: what a read in order needs, at least 64 MiB, at most a sixteenth
+        of the machine's memory.
 
     Returns
     -------
@@ -128,6 +140,15 @@ def open(
             resident=resident, page_size=page_size, deadline=deadline, readahead=readahead
         ),
     )
+    chunked = open_chunked(
+        path_or_store,
+        wanted,
+        key=key,
+        chunk_cache=chunk_cache,
+        storage_options=storage_options or {},
+    )
+    if chunked is not None:
+        return chunked
     if isinstance(path_or_store, str | os.PathLike):
         path = os.fspath(path_or_store)
         kind = scheme(path)

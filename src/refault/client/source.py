@@ -16,7 +16,7 @@ from refault.client.region import Layout, Mode
 from refault.errors import UsageError
 from refault.wire import messages
 
-__all__ = ["Wanted", "check_header", "check_length", "fit", "map_memory"]
+__all__ = ["Wanted", "check_agreement", "check_header", "check_length", "fit", "map_memory"]
 
 
 class Wanted(NamedTuple):
@@ -60,24 +60,35 @@ def check_header(wanted: Wanted, header: Header, size: int, name: str) -> Layout
     UsageError
         The header contradicts what is wanted, or the file.
     """
-    said: list[tuple[str, object, object]] = [
-        ("dtype", wanted.dtype, header.dtype),
-        ("shape", wanted.shape, header.shape),
-    ]
-    # One axis is in both orders, and "C" is what one gets who says nothing.
-    if wanted.order == "F" and len(header.shape) > 1:
-        said.append(("order", wanted.order, header.order))
-    for parameter, value, found in said:
-        if value is not None and value != found:
-            raise UsageError(
-                f"{name}: {parameter}={value!r}, but the .npy header says {found!r}; leave"
-                f" {parameter} out"
-            )
     layout = Layout(header.dtype, header.shape, "F" if header.order == "F" else "C")
+    check_agreement(wanted, layout, name, "the .npy header")
     if not layout.dtype.itemsize:
         raise UsageError(f"{name}: dtype {header.dtype} has no size; save it with another one")
     check_length(header.offset + layout.nbytes, size, name)
     return layout
+
+
+def check_agreement(wanted: Wanted, found: Layout, name: str, said_by: str) -> None:
+    """See that what is wanted does not contradict what a header or store says.
+
+    Raises
+    ------
+    UsageError
+        It does.
+    """
+    said: list[tuple[str, object, object]] = [
+        ("dtype", wanted.dtype, found.dtype),
+        ("shape", wanted.shape, found.shape),
+    ]
+    # One axis is in both orders, and "C" is what one gets who says nothing.
+    if wanted.order == "F" and len(found.shape) > 1:
+        said.append(("order", wanted.order, found.order))
+    for parameter, value, other in said:
+        if value is not None and value != other:
+            raise UsageError(
+                f"{name}: {parameter}={value!r}, but {said_by} says {other!r}; leave {parameter}"
+                " out"
+            )
 
 
 def check_length(needed: int, size: int, name: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 from refault.errors import UsageError
 from refault.stores.base import Store
 
-__all__ = ["local_path", "open_url", "scheme"]
+__all__ = ["SCHEMES", "local_path", "open_url", "scheme"]
 
 SCHEMES: dict[str, str] = {
     **dict.fromkeys(("s3", "s3a"), "refault.stores.cloud:open_object"),

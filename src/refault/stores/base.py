@@ -52,6 +52,11 @@ class Store(Protocol):
     ----------
     size
         Bytes in the store.  Asked once, when the store is opened.
+
+    Notes
+    -----
+    A store that knows what array it holds has attributes ``dtype`` and ``shape`` as well, and
+    ``order`` if that may be "F": then nobody has to give them to `refault.open`.
     """
 
     @property
