@@ -25,18 +25,6 @@ SIZE = 5 * 65536 + 4321
 CONTENT = random.Random(1).randbytes(SIZE)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[servers.RedisServer]:
-    with servers.redis() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[list[servers.RedisServer]]:
-    with servers.redis_cluster() as nodes:
-        yield nodes
-
-
 @pytest.fixture(params=["single", "cluster"])
 def url(request: pytest.FixtureRequest) -> str:
     if request.param == "single":

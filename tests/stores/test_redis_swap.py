@@ -21,12 +21,6 @@ TEXT = (b"nothing new under the sun; " * 3000)[:PAGE]
 ZEROS = bytes(PAGE)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[servers.RedisServer]:
-    with servers.redis() as one:
-        yield one
-
-
 @pytest.fixture
 def client(server: servers.RedisServer) -> Iterator[redis.Redis]:
     with closing(redis.Redis(port=server.port)) as one:
