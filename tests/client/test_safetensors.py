@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from helpers.child import run_child
+from helpers.s3_server import S3
 from helpers.userfaultfd import needs_userfaultfd
 
 pytestmark = [needs_userfaultfd, pytest.mark.userfaultfd]
@@ -251,6 +255,40 @@ def test_models_in_a_store() -> None:
                     return file.readinto(buffer)
     """
     run_child(from_store, timeout=60, files={"stored.py": module})
+
+
+def from_bucket(index: str, options: str) -> None:
+    import json
+
+    import numpy as np
+
+    import refault
+
+    model = refault.load_safetensors(
+        index, resident="256KiB", page_size="64KiB", storage_options=json.loads(options)
+    )
+    rows = 1 << 12
+    assert model["a"][rows // 2, 5] == rows // 2 * 1024 + 5
+    seen = refault.region(model["a"]).statistics()
+    # The header, the row, and what is read ahead: a small part of 16 MiB.
+    assert seen.bytes_read < 1 << 20, seen
+    assert np.array_equal(model["b"], np.ones(3))
+    assert np.array_equal(model["a"], np.arange(rows << 10, dtype="f4").reshape(rows, -1))
+    assert refault.region(model["a"]).statistics().peak_resident <= 128 << 10
+
+
+def test_models_in_a_bucket(s3: S3) -> None:
+    rows = 1 << 12
+    parts = {
+        "1.safetensors": {"a": np.arange(rows << 10, dtype="f4").reshape(rows, -1)},
+        "2.safetensors": {"b": np.ones(3)},
+    }
+    for name, part in parts.items():
+        s3.put(f"llm/{name}", save(part))
+    shards = {key: name for name, part in parts.items() for key in part}
+    index = json.dumps({"weight_map": shards}).encode()
+    url = s3.put("llm/model.safetensors.index.json", index)
+    run_child(from_bucket, timeout=60, args=[url, json.dumps(s3.options)])
 
 
 def unaligned() -> None:

@@ -35,6 +35,7 @@ def load_safetensors(
     page_size: Size | None = None,
     deadline: float | None = 60.0,
     readahead: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the tensors of a ``.safetensors`` file, each read when it is first touched.
 
@@ -44,7 +45,7 @@ def load_safetensors(
     Parameters
     ----------
     path_or_store
-        What `refault.open` takes; or the path of an index, ``*.safetensors.index.json``, of
+        What `refault.open` takes; or the path or URL of an index, ``*.safetensors.index.json``, of
         a model in several files, which lie beside it.
     framework
         "numpy" for arrays, "torch" for tensors on the same memory.
@@ -57,7 +58,7 @@ def load_safetensors(
         ends the program.
     resident
         How much may be in memory, of all files together.
-    page_size, deadline, readahead
+    page_size, deadline, readahead, storage_options
         As in `refault.open`.
 
     Returns
@@ -96,10 +97,11 @@ def load_safetensors(
         "page_size": page_size,
         "deadline": deadline,
         "readahead": readahead,
+        "storage_options": storage_options,
     }
     files: dict[Source, list[str] | None] = {path_or_store: wanted}
     if _name(path_or_store).endswith(INDEX_SUFFIX):
-        files = _shards(path_or_store, wanted)
+        files = _shards(path_or_store, wanted, storage_options)
         if resident is not None and files:
             resident = parse_size(resident, name="resident") // len(files)
     found: dict[str, Any] = {}
@@ -124,10 +126,12 @@ def load_safetensors(
     return found if wanted is None else {key: found[key] for key in wanted}
 
 
-def _shards(source: Source, wanted: list[str] | None) -> dict[Source, list[str] | None]:
+def _shards(
+    source: Source, wanted: list[str] | None, storage_options: Mapping[str, Any] | None
+) -> dict[Source, list[str] | None]:
     """The files of a model, and which tensors of each are wanted."""
     path = _name(source)
-    index = region(open(source, dtype="u1"))
+    index = region(open(source, dtype="u1", storage_options=storage_options))
     shards = parse_index(_read(index, 0, index.nbytes), path)
     index.close()
     files: dict[Source, list[str] | None] = {}
