@@ -250,7 +250,7 @@ class Obstore(RemoteStore):
 
         self._opened(self._told(put_again, f"replace it with {len(whole)} changed bytes"))
 
-    def _get(self, start: int, end: int) -> Any:
+    def get_range(self, start: int, end: int) -> Any:
         options = {"range": (start, end), **self._condition}
         found = obstore_module().get(self._store, self.path, options=options)
         if any(found.meta.get(key) != value for key, value in self._expected.items()):

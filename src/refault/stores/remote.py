@@ -86,7 +86,7 @@ class Refused(Exception):
 class RemoteStore(ABC):
     """A store behind a network.
 
-    A subclass makes one request in `_get`, and raises whatever its library raises.
+    A subclass makes one request in `get_range`, and raises whatever its library raises.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class RemoteStore(ABC):
     """
 
     limits_itself = False
-    """Whether `_get` ends by itself when the time is over."""
+    """Whether `get_range` ends by itself when the time is over."""
 
     def __init__(self, name: str, policy: Policy) -> None:
         self.name = name
@@ -116,7 +116,7 @@ class RemoteStore(ABC):
         self._make_locks()
 
     @abstractmethod
-    def _get(self, start: int, end: int) -> Any:
+    def get_range(self, start: int, end: int) -> Any:
         """Ask once for bytes ``[start, end)``; what is returned has the buffer protocol."""
 
     def _describe(self, error: BaseException) -> tuple[str, bool]:
@@ -139,10 +139,10 @@ class RemoteStore(ABC):
         if not length:
             return memoryview(b"")
         doing = f"read {length} bytes at offset {offset}"
-        answer = memoryview(ask(lambda: self._get(offset, offset + length), doing)).cast("B")
+        answer = memoryview(ask(lambda: self.get_range(offset, offset + length), doing)).cast("B")
         if len(answer) != length:
             raise StoreError(
-                f"{self.name}: cannot {doing}: a short answer of {len(answer)} bytes was refused"
+                f"{self.name}: cannot {doing}: an answer of {len(answer)} bytes was refused"
             )
         return answer
 
