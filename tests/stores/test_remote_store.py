@@ -32,7 +32,9 @@ def test_it_makes_one_request_and_the_rest_is_seen_to() -> None:
     buffer = bytearray(10)
     store.read_into(SIZE - 10, memoryview(buffer))
     assert buffer == content(SIZE - 10, 10)
-    with pytest.raises(StoreError, match="mine: cannot read 11 bytes at offset 9990: it ends at"):
+    with pytest.raises(
+        StoreError, match="mine: cannot read 11 bytes at offset 9990: the store ends at"
+    ):
         store.fetch(SIZE - 10, 11)
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from refault.errors import StoreError, UsageError
 
+from .base import check_range
 from .tries import Tries
 
 __all__ = ["CHANGED", "PERMANENT_STATUS", "Policy", "Refused", "RemoteStore", "public"]
@@ -130,7 +131,7 @@ class RemoteStore(ABC):
 
     def fetch(self, offset: int, length: int) -> memoryview:
         """Return `length` bytes from `offset` on, or raise `StoreError`."""
-        self._check_range("read", offset, length)
+        check_range(self, offset, length, "read")
         return self._fetch(offset, length, self._ask)
 
     def _fetch(
@@ -145,14 +146,6 @@ class RemoteStore(ABC):
                 f"{self.name}: cannot {doing}: an answer of {len(answer)} bytes was refused"
             )
         return answer
-
-    def _check_range(self, verb: str, offset: int, length: int) -> None:
-        if not 0 <= offset <= self.size - length:
-            raise StoreError(
-                f"{self.name}: cannot {verb} {length} bytes at offset {offset}: it ends at"
-                f" {self.size}; ask for less",
-                permanent=True,
-            )
 
     def _ask(self, work: Callable[[], T], doing: str) -> T:
         """Make one try, within the time limit."""
