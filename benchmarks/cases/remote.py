@@ -21,6 +21,7 @@ process of its own, uses the same CPUs.  Opening is in the time of the first ele
 from __future__ import annotations
 
 import concurrent.futures
+import importlib.util
 import os
 import pathlib
 import time
@@ -104,6 +105,7 @@ def sparse_file(folder: pathlib.Path, size: int) -> pathlib.Path:
 
 def read_refault(path: str, rate: float) -> dict[str, float]:
     """Sum a region."""
+    _need("obstore")
     import refault
 
     with serving(path, latency=LATENCY, rate=rate) as server:
@@ -118,6 +120,7 @@ def read_refault(path: str, rate: float) -> dict[str, float]:
 
 def read_obstore(path: str, rate: float) -> dict[str, float]:
     """Get all ranges with obstore alone, as many at a time as refault does, and sum them."""
+    _need("obstore")
     import obstore
     from obstore.store import HTTPStore
 
@@ -145,6 +148,7 @@ def read_obstore(path: str, rate: float) -> dict[str, float]:
 
 def rows_refault(path: str, rows: int, told: bool) -> dict[str, float]:
     """Read rows of a region."""
+    _need("obstore")
     import refault
 
     with serving(path, latency=LATENCY) as server:
@@ -163,11 +167,9 @@ def rows_refault(path: str, rows: int, told: bool) -> dict[str, float]:
 
 def rows_fsspec(path: str, rows: int) -> dict[str, float]:
     """Read rows of a file through fsspec's ``mmap`` cache."""
-    try:
-        import aiohttp  # noqa: F401
-        import fsspec  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise Missing("needs fsspec and aiohttp") from error
+    _need("fsspec", "aiohttp")
+    import fsspec  # type: ignore[import-untyped]
+
     with serving(path, latency=LATENCY) as server:
         with fsspec.open(server.url, "rb", cache_type="mmap").open() as file:
             chosen = _chosen((file.size - 128) // ROW, rows)
@@ -182,6 +184,7 @@ def rows_fsspec(path: str, rows: int) -> dict[str, float]:
 
 def first_element(path: str, warm: bool) -> dict[str, float]:
     """Open an object and read its last element."""
+    _need("obstore")
     import refault
 
     refault.zeros(1)[0] = 1
@@ -195,6 +198,12 @@ def first_element(path: str, warm: bool) -> dict[str, float]:
         if last != 1:
             raise RuntimeError(f"wrong element: {last}")
         return {"requests": server.requests() - before, "round_trips": seconds / LATENCY}
+
+
+def _need(*modules: str) -> None:
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise Missing(f"needs {module}; pip install -e '.[objects,fsspec]' aiohttp")
 
 
 def _chosen(there: int, rows: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

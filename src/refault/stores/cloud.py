@@ -27,6 +27,7 @@ from typing import Any, Self
 
 from refault.errors import StoreError, UsageError
 
+from .base import check_range
 from .clients import Recipe, obstore_module, store_from_url
 from .remote import CHANGED, PERMANENT_STATUS, Policy, Refused, RemoteStore, public
 from .replacing import Replacing
@@ -177,7 +178,7 @@ class Obstore(RemoteStore):
 
     def fetch(self, offset: int, length: int) -> memoryview:
         """Return `length` bytes from `offset` on, or raise `StoreError`."""
-        self._check_range("read", offset, length)
+        check_range(self, offset, length, "read")
         changes = self._changes
         if changes is not None:
             return changes.fetch(offset, length)
@@ -188,7 +189,7 @@ class Obstore(RemoteStore):
 
     def write_from(self, offset: int, buffer: memoryview) -> None:
         """Keep changed bytes until `flush`, or raise `StoreError`."""
-        self._check_range("write", offset, len(buffer))
+        check_range(self, offset, len(buffer), "write")
         if self.readonly:
             raise StoreError(f"{self.name}: cannot be changed: {self.readonly}", permanent=True)
         with self._making:
@@ -250,7 +251,7 @@ class Obstore(RemoteStore):
 
         self._opened(self._told(put_again, f"replace it with {len(whole)} changed bytes"))
 
-    def _get(self, start: int, end: int) -> Any:
+    def get_range(self, start: int, end: int) -> Any:
         options = {"range": (start, end), **self._condition}
         found = obstore_module().get(self._store, self.path, options=options)
         if any(found.meta.get(key) != value for key, value in self._expected.items()):

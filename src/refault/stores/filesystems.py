@@ -142,7 +142,7 @@ class Fsspec(RemoteStore):
         found: dict[str, Any] = self._fs.info(self.path)
         return found
 
-    def _get(self, start: int, end: int) -> Any:
+    def get_range(self, start: int, end: int) -> Any:
         answer = self._fs.cat_file(self.path, start=start, end=end)
         if self.check_version and _version(self._info()) != self.version:
             raise Refused(CHANGED)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from refault.errors import StoreError, UsageError
 
+from .base import check_range
 from .tries import Tries
 
 __all__ = ["CHANGED", "PERMANENT_STATUS", "Policy", "Refused", "RemoteStore", "public"]
@@ -86,7 +87,7 @@ class Refused(Exception):
 class RemoteStore(ABC):
     """A store behind a network.
 
-    A subclass makes one request in `_get`, and raises whatever its library raises.
+    A subclass makes one request in `get_range`, and raises whatever its library raises.
 
     Parameters
     ----------
@@ -104,7 +105,7 @@ class RemoteStore(ABC):
     """
 
     limits_itself = False
-    """Whether `_get` ends by itself when the time is over."""
+    """Whether `get_range` ends by itself when the time is over."""
 
     def __init__(self, name: str, policy: Policy) -> None:
         self.name = name
@@ -116,7 +117,7 @@ class RemoteStore(ABC):
         self._make_locks()
 
     @abstractmethod
-    def _get(self, start: int, end: int) -> Any:
+    def get_range(self, start: int, end: int) -> Any:
         """Ask once for bytes ``[start, end)``; what is returned has the buffer protocol."""
 
     def _describe(self, error: BaseException) -> tuple[str, bool]:
@@ -130,7 +131,7 @@ class RemoteStore(ABC):
 
     def fetch(self, offset: int, length: int) -> memoryview:
         """Return `length` bytes from `offset` on, or raise `StoreError`."""
-        self._check_range("read", offset, length)
+        check_range(self, offset, length, "read")
         return self._fetch(offset, length, self._ask)
 
     def _fetch(
@@ -139,20 +140,12 @@ class RemoteStore(ABC):
         if not length:
             return memoryview(b"")
         doing = f"read {length} bytes at offset {offset}"
-        answer = memoryview(ask(lambda: self._get(offset, offset + length), doing)).cast("B")
+        answer = memoryview(ask(lambda: self.get_range(offset, offset + length), doing)).cast("B")
         if len(answer) != length:
             raise StoreError(
-                f"{self.name}: cannot {doing}: a short answer of {len(answer)} bytes was refused"
+                f"{self.name}: cannot {doing}: an answer of {len(answer)} bytes was refused"
             )
         return answer
-
-    def _check_range(self, verb: str, offset: int, length: int) -> None:
-        if not 0 <= offset <= self.size - length:
-            raise StoreError(
-                f"{self.name}: cannot {verb} {length} bytes at offset {offset}: it ends at"
-                f" {self.size}; ask for less",
-                permanent=True,
-            )
 
     def _ask(self, work: Callable[[], T], doing: str) -> T:
         """Make one try, within the time limit."""
