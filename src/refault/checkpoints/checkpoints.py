@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from refault._version import __version__
-from refault.sizes import Size, parse_size
 from refault.errors import UsageError
+from refault.sizes import Size, parse_size
 
 from .atexit import close_at_exit
 from .comparing import compare
