@@ -17,6 +17,9 @@ from refault._version import __version__
 from refault.errors import Error, KernelError, StoreError, UsageError
 
 if TYPE_CHECKING:
+    from refault.checkpoints.checkpoints import Checkpoints
+    from refault.checkpoints.records import Checkpoint
+    from refault.checkpoints.saves import Save
     from refault.client.configuring import configure
     from refault.client.creating import empty, full, zeros
     from refault.client.marks import Mark
@@ -28,12 +31,15 @@ if TYPE_CHECKING:
     from refault.client.statistics import RegionStatistics
 
 __all__ = [
+    "Checkpoint",
+    "Checkpoints",
     "Error",
     "KernelError",
     "Mark",
     "Pin",
     "Region",
     "RegionStatistics",
+    "Save",
     "Snapshot",
     "StoreError",
     "UsageError",
@@ -49,19 +55,22 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Mark": "marks",
-    "Pin": "pin",
-    "Region": "region",
-    "RegionStatistics": "statistics",
-    "Snapshot": "snapshot",
-    "configure": "configuring",
-    "empty": "creating",
-    "full": "creating",
-    "load_safetensors": "safetensors",
-    "open": "opening",
-    "region": "region",
-    "snapshot": "snapshot",
-    "zeros": "creating",
+    "Checkpoint": "checkpoints.records",
+    "Checkpoints": "checkpoints.checkpoints",
+    "Mark": "client.marks",
+    "Pin": "client.pin",
+    "Region": "client.region",
+    "RegionStatistics": "client.statistics",
+    "Save": "checkpoints.saves",
+    "Snapshot": "client.snapshot",
+    "configure": "client.configuring",
+    "empty": "client.creating",
+    "full": "client.creating",
+    "load_safetensors": "client.safetensors",
+    "open": "client.opening",
+    "region": "client.region",
+    "snapshot": "client.snapshot",
+    "zeros": "client.creating",
 }
 
 
@@ -69,7 +78,7 @@ def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.client.{home}"), name)
+    value: object = getattr(importlib.import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value
 

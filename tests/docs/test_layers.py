@@ -28,10 +28,12 @@ ALLOWED = {
     "wire": {"errors"},
     "pager": {"wire", "machine", "native", "stores", "fault", "memory", "errors"},
     "client": {"wire", "machine", "native", "stores", "sizes", "errors"},
+    "checkpoints": {"client", "stores", "sizes", "errors"},
     # The conformance suite of stores opens arrays as users do.
     "testing": {"machine", "stores", "fault", "memory", "errors", ""},
     "cli": {
         "testing",
+        "checkpoints",
         "client",
         "pager",
         "wire",
@@ -46,7 +48,7 @@ ALLOWED = {
     },
     "__main__": {"cli"},
     # refault/__init__.py itself: the API, loaded when it is used.
-    "": {"client", "errors"},
+    "": {"checkpoints", "client", "errors"},
 }
 """For each layer, the first name after `refault.`, what it may import besides itself."""
 
@@ -66,7 +68,7 @@ IMPURE = {
     "threading",
     "time",
 }
-WITH_NUMPY = ("client", "cli", "testing", "stores.chunked")
+WITH_NUMPY = ("checkpoints", "client", "cli", "testing", "stores.chunked")
 
 
 def imports(source: str, module: str, *, package: bool) -> Iterator[tuple[int, str]]:
@@ -196,7 +198,10 @@ def test_the_rule_lets_pass(module: str, source: str, package: bool) -> None:
     assert not violations(source, module, package=package)
 
 
-@pytest.mark.parametrize("module", ["refault", "refault.cli", "refault.pager.__main__"])
+@pytest.mark.parametrize(
+    "module",
+    ["refault", "refault.cli", "refault.pager.__main__", "refault.checkpoints.store"],
+)
 def test_import_is_light(module: str) -> None:
     """Nobody who needs no array waits for numpy; the pager starts in a moment."""
     program = f"import sys, {module}; print(*sys.modules, sep='\\n')"

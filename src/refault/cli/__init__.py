@@ -19,7 +19,7 @@ from refault.errors import Error
 
 __all__ = ["main"]
 
-VERBS = ("demo", "doctor", "explain", "explore")
+VERBS = ("checkpoints", "demo", "doctor", "explain", "explore")
 
 
 class Verb(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from array import array
 from typing import TYPE_CHECKING, Self, TypeAlias
 
@@ -31,13 +32,17 @@ class Mark:
     Attributes
     ----------
     region
-        Whose instant it is.
+        Whose instant it is; None when that is gone, which the mark does not keep alive.
     """
 
     def __init__(self, region: Region, held: Held | None) -> None:
-        self.region = region
+        self._region = weakref.ref(region)
         self._held = held
         self._closed = False
+
+    @property
+    def region(self) -> Region | None:
+        return self._region()
 
     @property
     def closed(self) -> bool:

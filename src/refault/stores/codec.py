@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     else:
         from backports.zstd import ZstdCompressor
 
-__all__ = ["Codec", "Kind"]
+__all__ = ["Codec", "Kind", "zstd_module"]
 
 _PROBE = bytes(64)
 
@@ -63,7 +63,7 @@ class Codec:
         elif kind is Kind.RAW:
             buffer[:] = stored
         else:
-            zstd = _zstd()
+            zstd = zstd_module()
             try:
                 raw = zstd.decompress(stored)
             except zstd.ZstdError as error:
@@ -73,12 +73,13 @@ class Codec:
     def _compressor(self) -> ZstdCompressor:
         compressor: ZstdCompressor | None = getattr(self._local, "compressor", None)
         if compressor is None:
-            compressor = self._local.compressor = _zstd().ZstdCompressor(level=self.level)
+            compressor = self._local.compressor = zstd_module().ZstdCompressor(level=self.level)
         return compressor
 
 
 @cache
-def _zstd() -> ModuleType:
+def zstd_module() -> ModuleType:
+    """The standard library's zstd, or the package that it was before it went there."""
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:

@@ -3,6 +3,9 @@
 Every byte that is touched is compared with what it should be, and the memory that is used is
 measured from outside.  Takes half a minute, and 600 MiB of disk for that time.
 
+With --snapshot another one: a simulation makes checkpoints while it runs, is killed, goes on from
+the last of them, and ends as if nothing had happened.
+
 Exit status 1 if a byte was wrong, or if more was in memory than allowed.
 """
 
@@ -34,6 +37,9 @@ __all__ = ["prepare_parser", "run"]
 def prepare_parser(parser: argparse.ArgumentParser) -> None:
     """Add the options of this verb."""
     parser.add_argument("--quick", action="store_true", help="less of everything, in 3 seconds")
+    parser.add_argument(
+        "--snapshot", action="store_true", help="checkpoints of a program that is killed"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
         "--directory",
@@ -48,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
     from .plan import FULL, QUICK
     from .report import as_dict, problems, show, summary
 
+    if args.snapshot:
+        return _run_snapshot(args)
     plan = QUICK if args.quick else FULL
     _check_space(args.directory, plan)
     if not args.json:
@@ -64,6 +72,26 @@ def run(args: argparse.Namespace) -> int:
         print()
         print("WRONG: " + "; ".join(wrong) if wrong else f"every byte right: {summary(results)}")
     return 1 if wrong else 0
+
+
+def _run_snapshot(args: argparse.Namespace) -> int:
+    from .killed import FULL, QUICK, introduction, kill_and_go_on, report
+
+    plan = QUICK if args.quick else FULL
+    _check_directory(args.directory)
+    if not args.json:
+        print(introduction(plan), flush=True)
+    with _terminable():
+        found = kill_and_go_on(plan, args.directory, _progress)
+    if args.json:
+        print(json.dumps(found.as_dict()))
+    else:
+        print()
+        print(report(found))
+        print()
+        same = "the same result, bit by bit, as the run that nobody killed"
+        print(f"{same}: in {found.seconds:.0f} s" if found.ok else "WRONG: see above")
+    return 0 if found.ok else 1
 
 
 def _parts(plan: Plan, directory: str) -> list[Result]:
@@ -92,6 +120,16 @@ def _progress(text: str) -> None:
 
 def _check_space(directory: str, plan: Plan) -> None:
     needed = plan.file_bytes * 9 // 8
+    free = _check_directory(directory)
+    if free < needed:
+        raise UsageError(
+            f"the demo needs {needed >> 20} MiB of disk for half a minute, and {directory} has"
+            f" {free >> 20} MiB free; name another place with --directory, or use --quick"
+        )
+
+
+def _check_directory(directory: str) -> int:
+    """Return how many bytes it has room for."""
     try:
         free = shutil.disk_usage(directory).free
     except OSError as error:
@@ -100,11 +138,7 @@ def _check_space(directory: str, plan: Plan) -> None:
         ) from error
     if not os.access(directory, os.W_OK | os.X_OK):
         raise UsageError(f"--directory {directory} cannot be written to; name one that can")
-    if free < needed:
-        raise UsageError(
-            f"the demo needs {needed >> 20} MiB of disk for half a minute, and {directory} has"
-            f" {free >> 20} MiB free; name another place with --directory, or use --quick"
-        )
+    return free
 
 
 @contextlib.contextmanager
