@@ -64,11 +64,12 @@ static void sleep_until(uint64_t ns)
 /* Write pieces of `bytes` at base + offsets[i], one every `interval` ns or, if that is 0, without a
  * break; until there are `count`, or flags[STOP] is set.  While flags[HOLD] is set nothing is
  * written, and flags[HELD] says so.  Piece i begins with the number first + i, which is written
- * before the rest.  begins[i] and ns[i]: when it was due, or the end of the one before if that was
+ * before the rest: that is `content`.  begins[i] and ns[i]: when it was due, or the end of the one before if that was
  * later; and how long it took from then on.  So whatever stops the writer is in it, be it a fault of
  * its stack.  Returns how many were written. */
-uint64_t write_pieces(char *base, const uint64_t *offsets, uint64_t count, uint64_t bytes,
-                      uint64_t first, uint64_t interval, int *flags, uint64_t *begins, uint64_t *ns)
+uint64_t write_pieces(char *base, const uint64_t *offsets, uint64_t count, const char *content,
+                      uint64_t bytes, uint64_t first, uint64_t interval, int *flags,
+                      uint64_t *begins, uint64_t *ns)
 {
     uint64_t start = now_ns(), after = start;
     for (uint64_t i = 0; i < count; i++) {
@@ -87,7 +88,7 @@ uint64_t write_pieces(char *base, const uint64_t *offsets, uint64_t count, uint6
         }
         char *place = base + offsets[i];
         __atomic_store_n((uint64_t *)place, first + i, __ATOMIC_SEQ_CST);
-        memset(place + 8, (int)i, bytes - 8);
+        memcpy(place + 8, content + 8, bytes - 8);
         after = now_ns();
         begins[i] = before;
         ns[i] = after - before;

@@ -61,7 +61,10 @@ class Writing:
 def _library() -> Callable[..., int]:
     function = ctypes.CDLL(str(build("touch.c"))).write_pieces
     pointer, word = ctypes.c_void_p, ctypes.c_uint64
-    function.argtypes = [pointer, pointer, word, word, word, word, pointer, pointer, pointer]
+    function.argtypes = [
+        *(pointer, pointer, word, pointer, word),
+        *(word, word, pointer, pointer, pointer),
+    ]
     function.restype = word
     return function
 
@@ -86,6 +89,8 @@ class Writer:
         self._array = array
         # Written once, so that noting times faults nowhere.
         self._begins, self._ns = (np.ones(most, np.uint64) for _ in range(2))
+        # What no compression makes smaller.
+        self._content = np.random.default_rng(9).bytes(PIECE)
         self._function = _library()
         self._flags = np.zeros(3, np.intc)
         self._offsets: list[Offsets] = []
@@ -173,7 +178,14 @@ class Writer:
 
         def work() -> None:
             self._written = self._function(
-                base, pieces.ctypes.data, len(pieces), PIECE, first, interval, *noted
+                base,
+                pieces.ctypes.data,
+                len(pieces),
+                self._content,
+                PIECE,
+                first,
+                interval,
+                *noted,
             )
 
         self._thread = threading.Thread(target=work)
