@@ -22,6 +22,7 @@ from refault.client.region import Mode
 from refault.client.source import Wanted
 from refault.client.urls import local_path, open_url, scheme
 from refault.client.userstores import open_store
+from refault.client.workingsets import place
 from refault.errors import UsageError
 from refault.sizes import Size
 from refault.stores.base import Store
@@ -55,6 +56,7 @@ def open(
     storage_options: Mapping[str, Any] | None = None,
     key: str | None = None,
     chunk_cache: Size | None = None,
+    working_set: str | os.PathLike[str] | None = None,
 ) -> npt.NDArray[Any]:
     """Return an array whose pages are read when they are first touched.
 
@@ -100,6 +102,11 @@ def open(
         Of an array in chunks: how many bytes of decoded chunks the pager keeps, beside what
         `resident` allows.  None: what a read in order needs, at least 64 MiB, at most a sixteenth
         of the machine's memory.
+    working_set
+        A file that remembers which pages a run used: what stands there is read in the background
+        as soon as the array is open, and when its last region ends the file is
+        written anew.  "auto": beside the data, or in the user's cache folder (see
+        docs/working-sets.md).  None: nothing is remembered.
 
     Returns
     -------
@@ -138,7 +145,7 @@ def open(
         order=check_order(order),
         options=Options.of(
             resident=resident, page_size=page_size, deadline=deadline, readahead=readahead
-        ),
+        )._replace(working_set=place(working_set, path_or_store)),
     )
     chunked = open_chunked(
         path_or_store,

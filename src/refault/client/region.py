@@ -20,6 +20,7 @@ from refault.client.marks import Mark, Ranges, changed, new_mark
 from refault.client.memory import NOWHERE, Export, Memory
 from refault.client.pin import Pin
 from refault.client.statistics import RegionStatistics
+from refault.client.workingsets import begin, used
 from refault.errors import UsageError
 from refault.sizes import format_size
 from refault.wire import messages
@@ -119,8 +120,28 @@ class Region:
         """Whether `close` has been called."""
         return self._closed
 
-    def prefetch(self, where: Where = None) -> int:
+    def prefetch(self, where: Where | Ranges = None) -> int:
         """Begin to read pages, and wait for none of them.
+
+        Parameters
+        ----------
+        where
+            See the class.  Or a list of ranges of bytes, from the beginning of the array, such as
+            `working_set` returns: they are read behind whatever else is needed, evict nothing,
+            and count as used only when they are touched.
+
+        Returns
+        -------
+        int
+            Bytes whose reading has begun; less than asked for if they are there
+            already, or if the budget has no room.
+        """
+        if isinstance(where, list):
+            return begin(self, where)
+        return self._request(messages.Prefetch, where)
+
+    def working_set(self, where: Where = None) -> Ranges:
+        """What the program has used since the array was opened.
 
         Parameters
         ----------
@@ -129,11 +150,13 @@ class Region:
 
         Returns
         -------
-        int
-            Bytes whose reading has begun; less than asked for if they are there
-            already, or if the budget has no room.
+        list of (int, int)
+            Bytes ``[start, end)``, from the beginning of what is meant: page units, cut to it.
+            What was read ahead and never touched is not there; what was mapped together with
+            a page that was touched is, and so is what `populate`, `pin` or `prefetch` was
+            called for.
         """
-        return self._request(messages.Prefetch, where)
+        return used(self, self._range(where)[1])
 
     def populate(self, where: Where = None, *, write: bool = False) -> None:
         """Make pages present, and wait until they are.
