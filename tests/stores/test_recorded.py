@@ -1,7 +1,8 @@
-"""Working sets in files: what comes back, what is refused, and how runs are laid over each other."""
+"""Working sets in files: what comes back, what is refused, how runs lie over each other."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import zlib
@@ -134,10 +135,8 @@ def _umask() -> int:
 def test_runs_laid_over_each_other(used: list[Range], before: list[Range]) -> None:
     found = overlaid(used, before)
     assert found == sorted(found)
-    assert all(one[1] <= two[0] for one, two in zip(found, found[1:], strict=False))
-    assert all(
-        one[1] < two[0] or one[2] != two[2] for one, two in zip(found, found[1:], strict=False)
-    )
+    for one, two in itertools.pairwise(found):
+        assert one[1] < two[0] or (one[1] == two[0] and one[2] != two[2])
     right = {at: weight // 2 for at, weight in weights(before).items() if weight > 1}
     right |= {at: min(times + 3, 255) for at, times in weights(used).items()}
     assert weights(found) == right
