@@ -8,7 +8,7 @@ import math
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,10 @@ from refault.errors import UsageError
 from refault.sizes import format_size
 from refault.wire import messages
 
-__all__ = ["Layout", "Mode", "Region", "region"]
+if TYPE_CHECKING:
+    from refault.client.handles import Handle
+
+__all__ = ["Layout", "Mode", "Origin", "Region", "region"]
 
 Mode: TypeAlias = Literal["r", "r+", "w+", "c"]
 
@@ -47,6 +50,24 @@ class Layout(NamedTuple):
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Origin(NamedTuple):
+    """What `refault.open` was called with.
+
+    Attributes
+    ----------
+    source
+        A path, absolute; a URL; or the object itself.
+    parameters
+        The others, by name, `mode` not among them.
+    identity
+        Of its bytes at that time; empty if they may change, or nobody can tell.
+    """
+
+    source: object
+    parameters: dict[str, Any]
+    identity: str
 
 
 class Region:
@@ -72,6 +93,7 @@ class Region:
         self._name = name
         self._closed = False
         self.keeps: object = None
+        self.origin: Origin | None = None
         self._export: weakref.ref[Export] | None = None
         if memory is not None:
             memory.region = weakref.ref(self)
@@ -114,6 +136,13 @@ class Region:
     def mode(self) -> Mode:
         """As in `refault.open`; "w+" for memory without a file."""
         return self._mode
+
+    @property
+    def handle(self) -> Handle:
+        """What another process needs to open the same array: see `refault.handle`."""
+        from refault.client.handles import handle
+
+        return handle(self.array)
 
     @property
     def closed(self) -> bool:

@@ -101,8 +101,10 @@ def begin(region: Region, ranges: Ranges) -> int:
     numbers = array("q")
     try:
         for start, end in ranges:
-            numbers.extend((start + whole[0], end + whole[0]))
-    except (TypeError, ValueError, OverflowError):
+            low, high = max(0, start), min(end, region.nbytes)
+            if low < high:
+                numbers.extend((whole[0] + low, whole[0] + high))
+    except (TypeError, ValueError):
         raise UsageError(
             "prefetch: a list holds ranges of bytes (start, end), as working_set returns them; to"
             " select elements give slices, or a view of the array"
