@@ -9,12 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from refault.client import opening
+from refault.client.indexing import byte_bounds
 from refault.client.region import Mode, region
-from refault.client.sizes import Size
+from refault.client.sizes import Size, parse_size
 from refault.errors import StoreError, UsageError
 from refault.stores.base import store_name
 
 __all__ = ["Handle", "handle"]
+
+LARGEST_UNIT = 256 << 10
+"""What the pager chooses at most if no page size is given."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
@@ -66,6 +70,8 @@ class Handle:
         ------
         StoreError
             The bytes are others than those the handle was made of.
+        UsageError
+            It would be written to, and shares page units with what lies beside it.
         OSError, UsageError, StoreError, KernelError
             As `refault.open`.
         """
@@ -81,6 +87,35 @@ class Handle:
                 f"{self!r}: has changed since the handle was made; make the handle anew",
                 permanent=True,
             )
+        if region(whole).mode == "r+":
+            self._check_writable(whole)
+        return self._view(whole)
+
+    def _check_writable(self, whole: npt.NDArray[Any]) -> None:
+        """See that other processes can write what lies beside the view.
+
+        Pages are written back as a whole, so two processes that each write a part of one undo
+        what the other did.
+        """
+        found = region(whole)
+        memory = found._memory
+        if memory is None or 0 in self.shape:
+            return
+        given = self.parameters["page_size"]
+        unit = LARGEST_UNIT if given is None else parse_size(given, name="page_size")
+        first = found.array.__array_interface__["data"][0]
+        low, high = byte_bounds(self._view(whole))
+        at = memory.offset + first - memory.data_address
+        start, end = low - first, high - first
+        if (start and (at + start) % unit) or (end != whole.nbytes and (at + end) % unit):
+            raise UsageError(
+                f"{self!r}: bytes {at + start} to {at + end} of it are no whole pages of {unit}"
+                " bytes, and pages are written as a whole: what another process writes beside"
+                " them could be lost. Make parts that begin and end at such multiples, open the"
+                " array with page_size='4KiB', or the handle with mode='r'"
+            )
+
+    def _view(self, whole: npt.NDArray[Any]) -> npt.NDArray[Any]:
         flat = (whole if whole.flags.c_contiguous else whole.T).reshape(-1).view(np.uint8)
         return np.ndarray(self.shape, self.dtype, flat, self.start, self.strides)
 
