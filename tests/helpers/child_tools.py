@@ -75,11 +75,11 @@ class Counting(Plain):
 
     name = "counting"
 
-    def __init__(self, size: int, log: str, seconds: float = 0.002, identity: str = "") -> None:
+    def __init__(self, size: int, log: str, seconds: float = 0.002, version: str = "") -> None:
         super().__init__(size)
         self.log = log
         self.seconds = seconds
-        self.identity = identity
+        self.version = version
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         time.sleep(self.seconds)

@@ -140,10 +140,10 @@ def refused(folder: str) -> None:
     with open(path, "r+b") as file:
         file.write(b"x")
     fails(refault.StoreError, "has changed since", kept.open)
-    store = child_tools.Counting(9000, folder + "/log", identity="one")
+    store = child_tools.Counting(9000, folder + "/log", version="one")
     kept = refault.handle(refault.open(store))
     kept.open()
-    store.identity = "two"
+    store.version = "two"
     fails(refault.StoreError, "has changed since", kept.open)
 
 

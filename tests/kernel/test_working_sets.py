@@ -364,9 +364,9 @@ def failing(folder: str) -> None:
     from helpers import child_tools
 
     unit = 64 << 10
-    good = child_tools.Counting(256 * unit, folder + "/log", identity="it")
+    good = child_tools.Counting(256 * unit, folder + "/log", version="it")
     bad = child_tools.Failing(256 * unit, permanent=False, good=unit)
-    bad.identity = "it"
+    bad.version = "it"
     parameters = {"page_size": unit, "dtype": "u1", "working_set": folder + "/it"}
     x = refault.open(good, **parameters)
     x[:: 2 * unit].sum()
@@ -382,7 +382,7 @@ def failing(folder: str) -> None:
     del x
     region.close()
     # Bytes of another version: not used.
-    good.identity = "another"
+    good.version = "another"
     x = refault.open(good, **parameters)
     assert refault.region(x).statistics().prefetched == 0
 

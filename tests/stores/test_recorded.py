@@ -44,7 +44,7 @@ def weights(found: list[Range]) -> dict[int, int]:
 def test_what_is_written_is_read(found: list[Range], short: int) -> None:
     size = (found[-1][1] if found else PAGE) - short
     found = [(start, min(end, size), weight) for start, end, weight in found]
-    written = Recorded("an identity", size, 65536, found)
+    written = Recorded("an version", size, 65536, found)
     assert recorded.decode(recorded.encode(written)) == written
 
 
@@ -100,7 +100,7 @@ def test_files(tmp_path: pathlib.Path) -> None:
     one = Recorded("1", PAGE, PAGE, [(0, PAGE, 4)])
     write_recorded(str(path), one)
     assert read_recorded(str(path)) == one
-    write_recorded(str(path), one._replace(identity="2"))
+    write_recorded(str(path), one._replace(version="2"))
     assert os.listdir(path.parent) == [path.name]
     assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
     path.write_bytes(b"something else")
@@ -120,7 +120,7 @@ def test_a_write_that_fails_leaves_what_was_there(
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no"):
-        write_recorded(path, one._replace(identity="2"))
+        write_recorded(path, one._replace(version="2"))
     assert read_recorded(path) == one
     assert os.listdir(tmp_path) == ["it"]
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from refault.client import opening
 from refault.client.indexing import byte_bounds
 from refault.client.region import Mode, region
-from refault.client.sizes import Size, parse_size
 from refault.errors import StoreError, UsageError
+from refault.sizes import Size, parse_size
 from refault.stores.base import store_name
 
 __all__ = ["Handle", "handle"]
@@ -36,7 +36,7 @@ class Handle:
     parameters
         The others of `refault.open`.  `working_set` is not among them: each worker would write
         its own part there.
-    identity
+    version
         Of the bytes, when the array was opened with "r" or "c"; empty: they may change.
     dtype, shape, strides, start
         The view: its first element is `start` bytes behind the beginning of the array.
@@ -45,7 +45,7 @@ class Handle:
     source: object
     mode: Mode
     parameters: dict[str, Any]
-    identity: str
+    version: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -82,7 +82,7 @@ class Handle:
             parameters["resident"] = resident
         whole: npt.NDArray[Any] = opening.open(self.source, mode or self.mode, **parameters)  # type: ignore[arg-type]
         found = region(whole).origin
-        if self.identity and found is not None and found.identity not in ("", self.identity):
+        if self.version and found is not None and found.version not in ("", self.version):
             raise StoreError(
                 f"{self!r}: has changed since the handle was made; make the handle anew",
                 permanent=True,
@@ -178,7 +178,7 @@ def handle(array: npt.NDArray[Any]) -> Handle:
         source=origin.source,
         mode="r+" if found.mode == "w+" else found.mode,
         parameters=origin.parameters,
-        identity=origin.identity,
+        version=origin.version,
         dtype=view.dtype,
         shape=view.shape,
         strides=view.strides,

@@ -61,13 +61,13 @@ class Origin(NamedTuple):
         A path, absolute; a URL; or the object itself.
     parameters
         The others, by name, `mode` not among them.
-    identity
+    version
         Of its bytes at that time; empty if they may change, or nobody can tell.
     """
 
     source: object
     parameters: dict[str, Any]
-    identity: str
+    version: str
 
 
 class Region:

@@ -15,7 +15,7 @@ What holds for the reads:
 - They end with the first read that fails: whoever needs the page asks again.
 
 A file that is damaged, or cannot be written, is a warning.  One that was recorded on other bytes
-(another size or `identity`) is not used, and is replaced at the end.
+(another size or `version`) is not used, and is replaced at the end.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from refault.memory.budget import Budget
 from refault.memory.page import PG_READING, PG_UPTODATE
 from refault.memory.touched import Touched
 from refault.memory.wait import Signal, Task, TaskState, Wait, WaitReason, Waits
-from refault.stores.base import store_identity
+from refault.stores.base import store_version
 from refault.stores.recorded import (
     Damaged,
     Range,
@@ -97,8 +97,8 @@ class WorkingSets:
 
         def read() -> Recorded | None:
             found = read_recorded(path)
-            same = found is not None and (found.identity, found.size) == (
-                store_identity(mapping.store),
+            same = found is not None and (found.version, found.size) == (
+                store_version(mapping.store),
                 mapping.size,
             )
             return found if same else None
@@ -135,7 +135,7 @@ class WorkingSets:
         def write() -> None:
             before = [] if kept.before is None else kept.before.ranges
             recorded = Recorded(
-                store_identity(mapping.store),
+                store_version(mapping.store),
                 touched.size,
                 touched.page_size,
                 overlaid(touched.ranges(), before),

@@ -38,7 +38,7 @@ from refault.native import library
 
 from .base import Bytes
 
-__all__ = ["FileStore", "file_identity", "in_memory"]
+__all__ = ["FileStore", "file_version", "in_memory"]
 
 _HOPELESS = frozenset(
     {
@@ -80,7 +80,7 @@ def in_memory(device: int) -> bool:
     return False
 
 
-def file_identity(file: int | str) -> str:
+def file_version(file: int | str) -> str:
     """Text that changes when the content of a file does: its length and time of change."""
     status = os.stat(file)
     return f"{status.st_size}-{status.st_mtime_ns}"
@@ -161,10 +161,10 @@ class FileStore:
         return self._fd
 
     @property
-    def identity(self) -> str:
+    def version(self) -> str:
         """Length and time of the last change; empty if nobody can tell."""
         try:
-            return file_identity(self._fd)
+            return file_version(self._fd)
         except OSError:
             return ""
 

@@ -4,7 +4,7 @@ The file is a line of text, a checksum, and the compressed rest::
 
     refault working set 1\n
     16 bytes        BLAKE2b of what follows
-    ...             zlib of msgpack: the identity and size of the object, bytes of the page units,
+    ...             zlib of msgpack: the version and size of the object, bytes of the page units,
                     and for each range its distance from the one before, its length (both in
                     units of 4096 bytes) and its weight
 
@@ -61,7 +61,7 @@ class Recorded(NamedTuple):
 
     Attributes
     ----------
-    identity
+    version
         Of the bytes it was recorded on, see `refault.stores.base`; empty: the store has none.
     size
         Bytes of the object.
@@ -71,14 +71,14 @@ class Recorded(NamedTuple):
         In order, and apart.
     """
 
-    identity: str
+    version: str
     size: int
     page_size: int
     ranges: list[Range]
 
 
 class _Content(msgspec.Struct, array_like=True):
-    identity: str
+    version: str
     size: int
     page_size: int
     numbers: list[int]
@@ -97,7 +97,7 @@ def encode(recorded: Recorded) -> bytes:
             continue
         numbers += (first - at, last - first, weight)
         at = last
-    content = _Content(recorded.identity, recorded.size, recorded.page_size, numbers)
+    content = _Content(recorded.version, recorded.size, recorded.page_size, numbers)
     packed = zlib.compress(msgspec.msgpack.encode(content))
     return _HEAD + _VERSION + _digest(packed) + packed
 
@@ -133,7 +133,7 @@ def decode(data: bytes) -> Recorded:
         ranges.append((start * GRAIN, min(at * GRAIN, content.size), weight))
     if at * GRAIN >= content.size + GRAIN:
         raise Damaged("its ranges make no sense")
-    return Recorded(content.identity, content.size, content.page_size, ranges)
+    return Recorded(content.version, content.size, content.page_size, ranges)
 
 
 def read_recorded(path: str) -> Recorded | None:
