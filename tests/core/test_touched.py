@@ -55,6 +55,22 @@ def test_what_went_counts_unless_nobody_had_touched_it(ghost: bool) -> None:
     assert used(mapping) == {2: 2}
 
 
+def test_what_comes_in_for_a_working_set_says_nothing_about_the_size_of_units() -> None:
+    mapping = make()
+    told: list[object] = []
+
+    class Chooser:
+        def entered(self, indexes: object, _: object) -> None:
+            told.append(indexes)
+
+    mapping.chooser = Chooser()  # type: ignore[assignment]
+    mapping.prefetching = True
+    come(mapping, 1)
+    mapping.prefetching = False
+    come(mapping, 2)
+    assert told == [(2,)]
+
+
 def test_it_does_not_overflow() -> None:
     mapping = make()
     for _ in range(MOST + 3):

@@ -121,8 +121,9 @@ def refused(folder: str) -> None:
         refault.handle(bad).open(mode="r")
     fails(refault.UsageError, "would empty it", refault.handle(x).open, mode="w+")
     x[unit] = 99  # to make a handle writes it to the file
-    assert refault.handle(x).open(mode="r")[unit] == 99
+    kept = refault.handle(x)
     assert np.fromfile(path, "u1")[unit] == 99
+    assert kept.open(mode="r")[unit] == 99
     del x
     # The header counts.
     np.save(folder + "/it.npy", np.zeros(4 * unit, "u1"))

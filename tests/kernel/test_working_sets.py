@@ -137,6 +137,54 @@ def test_never_more_than_fits_and_what_is_needed_most_first(tmp_path: pathlib.Pa
     run(budget, tmp_path)
 
 
+def memory_is_short(folder: str) -> None:
+    import os
+    import time
+
+    import refault
+    from helpers import child_tools
+
+    gate = folder + "/gate"
+    open(gate, "x").close()
+    unit = 64 << 10
+    # The first 64 units always answer, the others as long as the gate is there.
+    store = child_tools.Blocking(192 * unit, gate, 64 * unit)
+
+    def open_it():
+        return refault.open(
+            store,
+            dtype="u1",
+            page_size=unit,
+            resident=64 * unit,
+            readahead=False,
+            working_set=folder + "/it",
+        )
+
+    x = open_it()
+    for index in range(66, 186, 2):
+        x[index * unit]
+    del x
+    os.unlink(gate)
+    x = open_it()
+    region = refault.region(x)
+    while not region.statistics().prefetched:
+        time.sleep(0.005)
+    for index in range(56):
+        x[index * unit]
+    begun = region.statistics().prefetched
+    open(gate, "x").close()
+    while region.statistics().bytes_read < (56 + begun) * unit:
+        time.sleep(0.005)
+    time.sleep(0.1)
+    statistics = region.statistics()
+    assert statistics.prefetched <= begun + 4 < 60, statistics
+    assert statistics.evictions == 0, statistics
+
+
+def test_what_the_program_needs_meanwhile_is_not_evicted_for_it(tmp_path: pathlib.Path) -> None:
+    run(memory_is_short, tmp_path)
+
+
 def demand_first(folder: str) -> None:
     import os
 
@@ -247,15 +295,19 @@ def test_files(tmp_path: pathlib.Path) -> None:
 
 
 def ends(path: str, how: str) -> None:
+    import atexit
     import os
     import signal
     import time
 
     import refault
 
+    # It comes after ours: the file is there before the program has ended.
+    atexit.register(lambda: print(os.path.exists(path + ".workingset")))
     unit = 64 << 10
     again = os.path.exists(path + ".workingset")
     x = refault.open(path, page_size=unit, readahead=False, working_set="auto")
+    globals()["alive"] = x
     prefetched = 0
     while again and not prefetched:
         time.sleep(0.005)
@@ -277,7 +329,8 @@ def test_how_a_run_ends(tmp_path: pathlib.Path, how: str) -> None:
     path = tmp_path / "data"
     path.write_bytes(bytes(range(256)) * 256 * 64)
     expect = -9 if how == "killed" else 0
-    assert run(ends, path, how, expect=expect).stdout == "0 32\n"
+    said = run(ends, path, how, expect=expect).stdout
+    assert said == ("0 32\nTrue\n" if how == "end of the program" else "0 32\n")
     kept = tmp_path / "data.workingset"
     # Nobody is left to write it if the pager is killed; half of it is never there.
     assert kept.exists() == (how != "pager killed")

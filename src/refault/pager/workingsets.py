@@ -9,7 +9,8 @@ What holds for the reads:
 - Demand first.  They go through the fault path with RETRY_NOWAIT, like readahead, into the lane
   of the mapping, but never fill it: a part of its threads is left for faults.
 - Never more than fits.  They take what is free of the budgets, evict nothing, and end when a budget
-  is nearly full.  If not all fits, what weighs most is read.
+  is nearly full.  If not all fits, what weighs most is read.  What is under way at a time is a
+  quarter of a budget at most, since it cannot be evicted if a fault needs room.
 - A unit that comes in this way is PG_AHEAD, so it counts as used only when a fault maps it, and it
   is evicted like any other.
 - They end with the first read that fails: whoever needs the page asks again.
@@ -21,6 +22,7 @@ A file that is damaged, or cannot be written, is a warning.  One that was record
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from refault.errors import Error
@@ -52,6 +54,8 @@ LEFT_FREE: Final = 16
 """One part in so many of a budget is left to faults."""
 LANE_SHARE: Final = (3, 4)
 """How much of the lane of a mapping these reads may take."""
+UNDER_WAY: Final = 4
+"""One part in so many of a budget may be being read for them at a time."""
 
 
 class _Kept:
@@ -203,8 +207,14 @@ class WorkingSets:
     def _read(self, mapping: LinuxMapping, ranges: list[Range], task: PagerTask) -> Waits[None]:
         lane = self.pager.lanes[mapping]
         width = max(1, lane.width * LANE_SHARE[0] // LANE_SHARE[1])
+        step, limit = RUN_BYTES, _limit(mapping)
+        if limit is not None:
+            # What is under way cannot be evicted.
+            units = limit // UNDER_WAY // mapping.page_size
+            width = max(1, min(width, units))
+            step = max(1, min(step // mapping.page_size, units // width)) * mapping.page_size
         under_way: deque[int] = deque()
-        for start, end in _pieces(ranges):
+        for start, end in _pieces(ranges, step):
             while len(under_way) >= width:
                 if not (yield from _is_read(mapping, under_way.popleft(), task)):
                     return
@@ -251,27 +261,39 @@ def _is_read(mapping: LinuxMapping, at: int, task: PagerTask) -> Waits[bool]:
         yield Wait(mapping.page_queue(index), TaskState.INTERRUPTIBLE, WaitReason.READ)
 
 
-def _pieces(ranges: list[Range]) -> list[tuple[int, int]]:
-    """Ranges without their weights, neighbours joined, and cut to what one read may be."""
+def _pieces(ranges: list[Range], step: int) -> list[tuple[int, int]]:
+    """Ranges without their weights, neighbours joined, and cut to `step` bytes."""
     pieces: list[tuple[int, int]] = []
     for start, end, _ in ranges:
-        if pieces and pieces[-1][1] == start and start % RUN_BYTES:
+        if pieces and pieces[-1][1] == start and start % step:
             low, _ = pieces.pop()
             start = low
         while start < end:
-            stop = min(end, start - start % RUN_BYTES + RUN_BYTES)
+            stop = min(end, start - start % step + step)
             pieces.append((start, stop))
             start = stop
     return pieces
 
 
+def _limit(mapping: LinuxMapping) -> int | None:
+    """The smallest of the budgets; None: there is no bound."""
+    return min((limit for _, limit in _limits(mapping)), default=None)
+
+
 def _room(mapping: LinuxMapping) -> int | None:
     """Bytes that may still come in before somebody asks for them; None: any number."""
-    rooms = []
+    return min(
+        (
+            max(0, limit - max(limit // LEFT_FREE, 2 * budget.low_free) - budget.usage)
+            for budget, limit in _limits(mapping)
+        ),
+        default=None,
+    )
+
+
+def _limits(mapping: LinuxMapping) -> Iterator[tuple[Budget, int]]:
     budget: Budget | None = mapping.budget
     while budget is not None:
         if budget.limit is not None:
-            least = max(budget.limit // LEFT_FREE, 2 * budget.low_free)
-            rooms.append(max(0, budget.limit - least - budget.usage))
+            yield budget, budget.limit
         budget = budget.parent
-    return min(rooms) if rooms else None
