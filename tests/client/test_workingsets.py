@@ -37,7 +37,7 @@ def test_beside_the_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "link").symlink_to(tmp_path / "data.npy")
     monkeypatch.chdir(tmp_path)
     wanted = str(tmp_path / "data.npy.workingset")
-    for name in ("data.npy", tmp_path / "data.npy", "link"):
+    for name in ("data.npy", tmp_path / "data.npy", "link", f"file://{tmp_path}/data.npy"):
         assert place("auto", name) == wanted
 
 

@@ -8,6 +8,7 @@ import re
 from array import array
 from typing import TYPE_CHECKING
 
+from refault.client.urls import local_path, scheme
 from refault.errors import UsageError
 from refault.stores.base import store_name
 from refault.stores.objects import dump_object
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["begin", "place", "used"]
 
 SUFFIX = ".workingset"
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::.*)?://")
 
 
 def place(working_set: str | os.PathLike[str] | None, source: object) -> str | None:
@@ -50,9 +50,10 @@ def _automatic(source: object) -> str:
     if not isinstance(source, str | os.PathLike):
         return _cached(dump_object(source), store_name(source))
     path = os.fsdecode(source)
-    if URL.match(path):
-        return _cached(os.fsencode(path), path)
-    path = os.path.realpath(path)
+    kind = scheme(path)
+    if kind not in (None, "file", "local"):
+        return _cached(path.encode(), path)
+    path = os.path.realpath(local_path(path) if kind else path)
     if os.access(os.path.dirname(path), os.W_OK):
         return path + SUFFIX
     return _cached(os.fsencode(path), path)

@@ -80,7 +80,7 @@ def in_memory(device: int) -> bool:
     return False
 
 
-def file_version(file: int | str) -> str:
+def file_version(file: int | str | bytes) -> str:
     """Text that changes when the content of a file does: its length and time of change."""
     status = os.stat(file)
     return f"{status.st_size}-{status.st_mtime_ns}"
