@@ -41,6 +41,15 @@ def test_beside_the_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
         assert place("auto", name) == wanted
 
 
+def test_one_for_each_array_of_a_file(tmp_path: pathlib.Path) -> None:
+    assert place("auto", tmp_path / "it.h5", "a/b") == str(tmp_path / "it.h5.a-b.workingset")
+
+
+def test_an_object_that_is_no_store_needs_a_path() -> None:
+    with pytest.raises(UsageError, match="needs a path, a URL or a store"):
+        place("auto", object())
+
+
 def test_in_the_cache(tmp_path: pathlib.Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
     found = [
@@ -51,6 +60,7 @@ def test_in_the_cache(tmp_path: pathlib.Path, cache: str, monkeypatch: pytest.Mo
             "s3://bucket/data.npy",
             "s3://other/data.npy",
             "zip://a.npy::https://host/b.zip",
+            "s3://bucket/group.zarr",
             Plain(5),
             Plain(6),
         )
@@ -60,7 +70,8 @@ def test_in_the_cache(tmp_path: pathlib.Path, cache: str, monkeypatch: pytest.Mo
         assert path is not None
         assert path.startswith(f"{cache}/refault/") and path.endswith(".workingset")
         assert os.path.basename(path).count(os.sep) == 0
-    assert place("auto", Plain(5)) == found[5]
+    assert place("auto", "s3://bucket/group.zarr", "a") not in found
+    assert place("auto", Plain(5)) == found[6]
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     path = place("auto", Plain(5))

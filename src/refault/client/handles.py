@@ -12,13 +12,10 @@ from refault.client import opening
 from refault.client.indexing import byte_bounds
 from refault.client.region import Mode, region
 from refault.errors import StoreError, UsageError
-from refault.sizes import Size, parse_size
+from refault.sizes import Size
 from refault.stores.base import store_name
 
 __all__ = ["Handle", "handle"]
-
-LARGEST_UNIT = 256 << 10
-"""What the pager chooses at most if no page size is given."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
@@ -38,6 +35,8 @@ class Handle:
         its own part there.
     version
         Of the bytes, when the array was opened with "r" or "c"; empty: they may change.
+    unit
+        Bytes that are written back as a whole; None: not known, more than a page.
     dtype, shape, strides, start
         The view: its first element is `start` bytes behind the beginning of the array.
     """
@@ -46,6 +45,7 @@ class Handle:
     mode: Mode
     parameters: dict[str, Any]
     version: str
+    unit: int | None
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -101,13 +101,18 @@ class Handle:
         memory = found._memory
         if memory is None or 0 in self.shape:
             return
-        given = self.parameters["page_size"]
-        unit = LARGEST_UNIT if given is None else parse_size(given, name="page_size")
+        unit = self.unit
         first = found.array.__array_interface__["data"][0]
         low, high = byte_bounds(self._view(whole))
         at = memory.offset + first - memory.data_address
         start, end = low - first, high - first
-        if (start and (at + start) % unit) or (end != whole.nbytes and (at + end) % unit):
+        if unit is None:
+            if (start, end) != (0, whole.nbytes):
+                raise UsageError(
+                    f"{self!r}: is a part of what is written in chunks or as one object, and"
+                    " several processes cannot write parts of it; open the handle with mode='r'"
+                )
+        elif (start and (at + start) % unit) or (end != whole.nbytes and (at + end) % unit):
             raise UsageError(
                 f"{self!r}: bytes {at + start} to {at + end} of it are no whole pages of {unit}"
                 " bytes, and pages are written as a whole: what another process writes beside"
@@ -179,6 +184,7 @@ def handle(array: npt.NDArray[Any]) -> Handle:
         mode="r+" if found.mode == "w+" else found.mode,
         parameters=origin.parameters,
         version=origin.version,
+        unit=origin.unit,
         dtype=view.dtype,
         shape=view.shape,
         strides=view.strides,

@@ -63,11 +63,14 @@ class Origin(NamedTuple):
         The others, by name, `mode` not among them.
     version
         Of its bytes at that time; empty if they may change, or nobody can tell.
+    unit
+        Bytes that are written as a whole; None: not known, more than a page.
     """
 
     source: object
     parameters: dict[str, Any]
     version: str
+    unit: int | None
 
 
 class Region:

@@ -23,8 +23,17 @@ __all__ = ["begin", "place", "used"]
 SUFFIX = ".workingset"
 
 
-def place(working_set: str | os.PathLike[str] | None, source: object) -> str | None:
+def place(
+    working_set: str | os.PathLike[str] | None, source: object, key: str | None = None
+) -> str | None:
     """The file that holds the working set of a file, URL or store; None: it is not kept.
+
+    Parameters
+    ----------
+    working_set
+        As in `refault.open`.
+    source, key
+        What is opened, and which array of it.
 
     Raises
     ------
@@ -34,7 +43,7 @@ def place(working_set: str | os.PathLike[str] | None, source: object) -> str | N
     if working_set is None:
         return None
     if working_set == "auto":
-        return _automatic(source)
+        return _automatic(source, key or "")
     try:
         path = os.path.abspath(os.fsdecode(working_set))
     except TypeError:
@@ -46,25 +55,34 @@ def place(working_set: str | os.PathLike[str] | None, source: object) -> str | N
     return path
 
 
-def _automatic(source: object) -> str:
+def _automatic(source: object, key: str) -> str:
     if not isinstance(source, str | os.PathLike):
+        if not hasattr(source, "read_into"):
+            raise UsageError(
+                f"{source!r}: working_set='auto' needs a path, a URL or a store; give the path of"
+                " a file to keep it in"
+            )
         return _cached(dump_object(source), store_name(source))
     path = os.fsdecode(source)
     kind = scheme(path)
     if kind not in (None, "file", "local"):
-        return _cached(path.encode(), path)
+        return _cached(f"{path}\n{key}".encode(), path)
     path = os.path.realpath(local_path(path) if kind else path)
     if os.access(os.path.dirname(path), os.W_OK):
-        return path + SUFFIX
-    return _cached(os.fsencode(path), path)
+        return path + (f".{_plain(key)}" if key else "") + SUFFIX
+    return _cached(os.fsencode(f"{path}\n{key}"), path)
 
 
 def _cached(key: bytes, name: str) -> str:
     """A file in the user's cache folder, for what has no folder of its own to write to."""
     folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     digest = hashlib.blake2b(key, digest_size=10).hexdigest()
-    short = re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(name.rstrip("/")))[-40:]
+    short = _plain(os.path.basename(name.rstrip("/")))[-40:]
     return os.path.join(os.path.abspath(folder), "refault", f"{short}-{digest}{SUFFIX}")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 
 def used(region: Region, bounds: tuple[int, int] | None) -> Ranges:
