@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
 
+import numpy as np
 import pytest
 
 from helpers.child import run_child
 from helpers.child_tools import ENVIRONMENT
+from helpers.object_server import object_server
 from helpers.userfaultfd import needs_userfaultfd
 
 pytestmark = [
@@ -200,3 +203,88 @@ if __name__ == "__main__":
 
 def test_dask_workers_write_their_parts(tmp_path: pathlib.Path) -> None:
     run_child(WORKERS, timeout=90, args=[str(tmp_path / "it")])
+
+
+def far(url: str, folder: str) -> None:
+    import os
+    import pickle
+    import urllib.request
+
+    import numpy as np
+
+    import refault
+
+    os.environ["XDG_CACHE_HOME"] = folder
+    # Behind the header: after the change there is none.
+    layout = {"dtype": "i8", "shape": (2000, 100), "offset": 128}
+    parameters = {**layout, "page_size": "64KiB", "working_set": "auto"}
+    x = refault.open(url, **parameters)
+    assert x[1000, 5] == 1000
+    pickled = pickle.dumps(refault.handle(x[1000:1010]))
+    assert len(pickled) < 600
+    found = pickle.loads(pickled).open()
+    assert np.array_equal(found[:, 0], np.arange(1000, 1010))
+    used = refault.region(x).working_set()
+    del x, found
+    (name,) = os.listdir(folder + "/refault")
+    assert name.endswith(".workingset")
+    x = refault.open(url, **parameters)
+    region = refault.region(x)
+    while not region.statistics().prefetched:
+        pass
+    assert x[1000, 5] == 1000
+    assert region.working_set() == used
+    del x, region
+    # Another version: no handle of the old one, and no working set.
+    urllib.request.urlopen(url.rsplit("/", 1)[0] + "/change").close()
+    try:
+        pickle.loads(pickled).open()
+    except refault.StoreError as error:
+        assert "has changed since" in str(error)
+    else:
+        raise AssertionError("another version was opened")
+    x = refault.open(url, **parameters)
+    x[1, 1]
+    assert refault.region(x).statistics().prefetched == 0
+
+
+def test_of_a_url(tmp_path: pathlib.Path) -> None:
+    file = io.BytesIO()
+    np.save(file, np.repeat(np.arange(2000), 100).reshape(2000, 100))
+    with object_server(file.getvalue()) as server:
+        run(far, server.url, tmp_path)
+
+
+def in_chunks(folder: str) -> None:
+    import os
+    import pickle
+
+    import numpy as np
+    import zarr
+
+    import refault
+
+    right = np.arange(100 * 1000).reshape(100, 1000)
+    zarr.create_array(folder + "/it.zarr", data=right, chunks=(10, 100))
+    for source in (folder + "/it.zarr", zarr.open_array(folder + "/it.zarr", mode="r")):
+        x = refault.open(source)
+        found = pickle.loads(pickle.dumps(refault.handle(x[20:30, ::-2]))).open()
+        assert np.array_equal(found, right[20:30, ::-2])
+        del x, found
+    x = refault.open(folder + "/it.zarr", "r+", working_set="auto")
+    x[3, 4] = 7
+    part = refault.handle(x[:10])
+    assert part.open(mode="r")[3, 4] == 7
+    refault.handle(x).open()
+    try:
+        part.open()
+    except refault.UsageError as error:
+        assert "written in chunks" in str(error)
+    else:
+        raise AssertionError("a part in chunks was opened for writing")
+    del x
+    assert sorted(os.listdir(folder)) == ["it.zarr", "it.zarr.workingset"]
+
+
+def test_of_an_array_in_chunks(tmp_path: pathlib.Path) -> None:
+    run(in_chunks, tmp_path)
