@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from refault.checkpoints.saves import Save
     from refault.client.configuring import configure
     from refault.client.creating import empty, full, zeros
+    from refault.client.handles import Handle, handle
     from refault.client.marks import Mark
     from refault.client.opening import open
     from refault.client.pin import Pin
@@ -34,6 +35,7 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "Error",
+    "Handle",
     "KernelError",
     "Mark",
     "Pin",
@@ -47,6 +49,7 @@ __all__ = [
     "configure",
     "empty",
     "full",
+    "handle",
     "load_safetensors",
     "open",
     "region",
@@ -57,6 +60,7 @@ __all__ = [
 _HOMES = {
     "Checkpoint": "checkpoints.records",
     "Checkpoints": "checkpoints.checkpoints",
+    "Handle": "client.handles",
     "Mark": "client.marks",
     "Pin": "client.pin",
     "Region": "client.region",
@@ -66,6 +70,7 @@ _HOMES = {
     "configure": "client.configuring",
     "empty": "client.creating",
     "full": "client.creating",
+    "handle": "client.handles",
     "load_safetensors": "client.safetensors",
     "open": "client.opening",
     "region": "client.region",

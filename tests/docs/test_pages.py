@@ -13,7 +13,7 @@ from helpers.child import run_child
 from helpers.userfaultfd import needs_userfaultfd
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
-PAGES = ["checkpoints.md", "safetensors.md", "snapshots.md"]
+PAGES = ["checkpoints.md", "safetensors.md", "snapshots.md", "workers.md", "working-sets.md"]
 
 
 def program(page: str, language: str = "python") -> str:

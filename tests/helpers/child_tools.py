@@ -21,6 +21,7 @@ from typing import Self
 __all__ = [
     "ENVIRONMENT",
     "Blocking",
+    "Counting",
     "Failing",
     "Flaky",
     "Hanging",
@@ -67,6 +68,31 @@ class Plain:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         buffer[:] = content(offset, len(buffer))
+
+
+class Counting(Plain):
+    """Takes its time, and writes down what it is asked for."""
+
+    name = "counting"
+
+    def __init__(self, size: int, log: str, seconds: float = 0.002, version: str = "") -> None:
+        super().__init__(size)
+        self.log = log
+        self.seconds = seconds
+        self.version = version
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        time.sleep(self.seconds)
+        super().read_into(offset, buffer)
+        with open(self.log, "a") as file:
+            file.write(f"{offset} {len(buffer)}\n")
+
+    def asked(self) -> list[tuple[int, int]]:
+        """Offset and length of every read since the last call."""
+        with open(self.log) as file:
+            found = [tuple(map(int, line.split())) for line in file]
+        os.truncate(self.log, 0)
+        return found  # type: ignore[return-value]
 
 
 class Flaky(Plain):

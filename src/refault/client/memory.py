@@ -83,6 +83,8 @@ class Memory:
         The range: whole pages.
     data_address, data_length
         The bytes that were asked for.
+    offset
+        Where they begin in the object.
     region
         Who holds this object.
     """
@@ -105,6 +107,7 @@ class Memory:
         self._page_size = mapped.page_size
         self._page_size_given = request.page_size is not None
         self.data_length = mapped.data_length
+        self.offset = request.offset
         self.address = _install(connection, mapped, fd, writable=self._writable)
         self.data_address = self.address + mapped.data_offset
         self._connection: Connection | None

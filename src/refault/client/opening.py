@@ -18,15 +18,20 @@ from refault.client.options import (
     check_order,
     check_shape,
 )
-from refault.client.region import Mode
+from refault.client.region import Mode, Origin, region
 from refault.client.source import Wanted
 from refault.client.urls import local_path, open_url, scheme
 from refault.client.userstores import open_store
+from refault.client.workingsets import place
 from refault.errors import UsageError
 from refault.sizes import Size
-from refault.stores.base import Store
+from refault.stores.base import Store, store_version
+from refault.stores.file import file_version
 
 __all__ = ["open"]
+
+LARGEST_UNIT = 256 << 10
+"""What the pager chooses at most if no page size is given."""
 
 MODES: dict[str, Mode] = {
     "r": "r",
@@ -55,6 +60,7 @@ def open(
     storage_options: Mapping[str, Any] | None = None,
     key: str | None = None,
     chunk_cache: Size | None = None,
+    working_set: str | os.PathLike[str] | None = None,
 ) -> npt.NDArray[Any]:
     """Return an array whose pages are read when they are first touched.
 
@@ -100,6 +106,11 @@ def open(
         Of an array in chunks: how many bytes of decoded chunks the pager keeps, beside what
         `resident` allows.  None: what a read in order needs, at least 64 MiB, at most a sixteenth
         of the machine's memory.
+    working_set
+        A file that remembers which pages a run used: what stands there is read in the background
+        as soon as the array is open, and when its last region ends the file is
+        written anew.  "auto": beside the data, or in the user's cache folder (see
+        docs/working-sets.md).  None: nothing is remembered.
 
     Returns
     -------
@@ -138,7 +149,7 @@ def open(
         order=check_order(order),
         options=Options.of(
             resident=resident, page_size=page_size, deadline=deadline, readahead=readahead
-        ),
+        )._replace(working_set=place(working_set, path_or_store, key)),
     )
     chunked = open_chunked(
         path_or_store,
@@ -147,19 +158,54 @@ def open(
         chunk_cache=chunk_cache,
         storage_options=storage_options or {},
     )
+    array: npt.NDArray[Any]
+    unit: int | None = wanted.options.page_size or LARGEST_UNIT
     if chunked is not None:
-        return chunked
-    if isinstance(path_or_store, str | os.PathLike):
+        array, (source, version), unit = chunked, _local(path_or_store), None
+    elif isinstance(path_or_store, str | os.PathLike):
         path = os.fspath(path_or_store)
         kind = scheme(path)
         if kind not in (None, "file", "local"):
-            return open_store(open_url(path, storage_options or {}), wanted)
-        if storage_options:
+            store = open_url(path, storage_options or {})
+            array, source, version = open_store(store, wanted), path, store_version(store)
+            unit = None
+        elif storage_options:
             raise UsageError(f"{path}: is a local file, and takes no storage_options")
-        return open_file(local_path(path) if kind else path, wanted)
-    if not hasattr(path_or_store, "read_into"):
+        else:
+            path = local_path(path) if kind else path
+            array, (source, version) = open_file(path, wanted), _local(path)
+    elif hasattr(path_or_store, "read_into"):
+        array, source = open_store(path_or_store, wanted), path_or_store
+        version = store_version(path_or_store)
+    else:
         raise UsageError(
             f"{path_or_store!r} is neither a path nor a store; a store has a size and a method"
             " read_into(offset, buffer)"
         )
-    return open_store(path_or_store, wanted)
+    parameters = {
+        "dtype": wanted.dtype,
+        "shape": wanted.shape,
+        "offset": wanted.offset,
+        "order": wanted.order,
+        "resident": resident,
+        "page_size": page_size,
+        "deadline": deadline,
+        "readahead": readahead,
+        "storage_options": storage_options,
+        "key": key,
+        "chunk_cache": chunk_cache,
+    }
+    if wanted.mode in ("r+", "w+"):
+        version = ""
+    region(array).origin = Origin(source, parameters, version, unit)
+    return array
+
+
+def _local(thing: object) -> tuple[object, str]:
+    """What another process opens in place of a path or an object, and the version of a file."""
+    if not isinstance(thing, str | bytes | os.PathLike):
+        return thing, ""
+    path = os.fsdecode(thing)
+    if scheme(path) is not None:
+        return path, ""
+    return os.path.abspath(path), file_version(path) if os.path.isfile(path) else ""

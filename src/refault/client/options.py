@@ -30,6 +30,7 @@ class Options(NamedTuple):
     deadline: float | None
     readahead: bool
     swap: str | None = None
+    working_set: str | None = None
 
     @classmethod
     def of(

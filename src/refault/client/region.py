@@ -8,7 +8,7 @@ import math
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,15 @@ from refault.client.marks import Mark, Ranges, changed, new_mark
 from refault.client.memory import NOWHERE, Export, Memory
 from refault.client.pin import Pin
 from refault.client.statistics import RegionStatistics
+from refault.client.workingsets import begin, used
 from refault.errors import UsageError
 from refault.sizes import format_size
 from refault.wire import messages
 
-__all__ = ["Layout", "Mode", "Region", "region"]
+if TYPE_CHECKING:
+    from refault.client.handles import Handle
+
+__all__ = ["Layout", "Mode", "Origin", "Region", "region"]
 
 Mode: TypeAlias = Literal["r", "r+", "w+", "c"]
 
@@ -46,6 +50,27 @@ class Layout(NamedTuple):
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Origin(NamedTuple):
+    """What `refault.open` was called with.
+
+    Attributes
+    ----------
+    source
+        A path, absolute; a URL; or the object itself.
+    parameters
+        The others, by name, `mode` not among them.
+    version
+        Of its bytes at that time; empty if they may change, or nobody can tell.
+    unit
+        Bytes that are written as a whole; None: not known, more than a page.
+    """
+
+    source: object
+    parameters: dict[str, Any]
+    version: str
+    unit: int | None
 
 
 class Region:
@@ -71,6 +96,7 @@ class Region:
         self._name = name
         self._closed = False
         self.keeps: object = None
+        self.origin: Origin | None = None
         self._export: weakref.ref[Export] | None = None
         if memory is not None:
             memory.region = weakref.ref(self)
@@ -115,12 +141,39 @@ class Region:
         return self._mode
 
     @property
+    def handle(self) -> Handle:
+        """What another process needs to open the same array: see `refault.handle`."""
+        from refault.client.handles import handle
+
+        return handle(self.array)
+
+    @property
     def closed(self) -> bool:
         """Whether `close` has been called."""
         return self._closed
 
-    def prefetch(self, where: Where = None) -> int:
+    def prefetch(self, where: Where | Ranges = None) -> int:
         """Begin to read pages, and wait for none of them.
+
+        Parameters
+        ----------
+        where
+            See the class.  Or a list of ranges of bytes, from the beginning of the array, such as
+            `working_set` returns: they are read behind whatever else is needed, evict nothing,
+            and count as used only when they are touched.
+
+        Returns
+        -------
+        int
+            Bytes whose reading has begun; less than asked for if they are there
+            already, or if the budget has no room.
+        """
+        if isinstance(where, list):
+            return begin(self, where)
+        return self._request(messages.Prefetch, where)
+
+    def working_set(self, where: Where = None) -> Ranges:
+        """What the program has used since the array was opened.
 
         Parameters
         ----------
@@ -129,11 +182,13 @@ class Region:
 
         Returns
         -------
-        int
-            Bytes whose reading has begun; less than asked for if they are there
-            already, or if the budget has no room.
+        list of (int, int)
+            Bytes ``[start, end)``, from the beginning of what is meant: page units, cut to it.
+            What was read ahead and never touched is not there; what was mapped together with
+            a page that was touched is, and so is what `populate`, `pin` or `prefetch` was
+            called for.
         """
-        return self._request(messages.Prefetch, where)
+        return used(self, self._range(where)[1])
 
     def populate(self, where: Where = None, *, write: bool = False) -> None:
         """Make pages present, and wait until they are.

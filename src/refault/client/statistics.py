@@ -19,9 +19,9 @@ class RegionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     faults: int = 0
     """Page faults of the program."""
     major: int = 0
-    """Faults that had to wait, for a store or for another fault."""
+    """Faults that had to read, or to wait for a read: demand faults."""
     minor: int = 0
-    """Faults that were answered at once."""
+    """The others: the page was in memory."""
     native: int = 0
     """Faults that the native library served."""
     write_protect_faults: int = 0
@@ -52,6 +52,8 @@ class RegionStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Pages that were dropped to stay within the budget, or by `Region.evict`."""
     readahead: int = 0
     """Pages that were read before anyone asked for them."""
+    prefetched: int = 0
+    """Those of them that a working set names."""
     store_reads: int = 0
     store_writes: int = 0
     store_errors: int = 0

@@ -25,6 +25,7 @@ from .page import (
 )
 from .protection import Protection
 from .readahead import Readahead
+from .touched import MOST
 from .tracking import Written
 from .units import convert, swapped
 from .unitsize import UnitChooser
@@ -51,6 +52,7 @@ class Counters:
         "max_attempts",
         "minor",
         "native",
+        "prefetched",
         "readahead",
         "refaults",
         "retries_address_space",
@@ -84,6 +86,7 @@ class Counters:
         max_attempts: int
         minor: int
         native: int
+        prefetched: int
         readahead: int
         refaults: int
         retries_address_space: int
@@ -168,6 +171,10 @@ class Mapping:
         Who writes what, while somebody wants to know; always, while there is a `protection`.
     chooser
         Learns which size fits; None: it was given, and stays.
+    touched
+        How often each unit went after it had been used, see `refault.memory.touched`.
+    prefetching
+        What comes in does so because a run before this one needed it; the chooser is not told.
     """
 
     def __init__(
@@ -195,6 +202,8 @@ class Mapping:
         self.writable = writable
         self.pages = -(-size // page_size)
         self.flags = self.make_flags(self.pages)
+        self.touched = self.make_flags(self.pages)
+        self.prefetching = False
         self.dirty = 0
         self.vmas: list[Vma] = []
         self.pins: dict[int, int] = {}
@@ -230,6 +239,8 @@ class Mapping:
         pages = -(-size // self.page_size)
         old, self.flags = self.flags, self.make_flags(pages)
         self.flags[: self.pages] = old
+        old, self.touched = self.touched, self.make_flags(pages)
+        self.touched[: self.pages] = old
         self.pages = pages
         self.working_set.grow(pages)
 
@@ -346,7 +357,7 @@ class Mapping:
     def entered(self, indexes: Sequence[int]) -> None:
         """Units have come in, in this order; their states say so already."""
         self.counters.refaults += self.working_set.add_many(indexes)
-        if self.chooser is not None:
+        if self.chooser is not None and not self.prefetching:
             self.chooser.entered(indexes, self)
 
     def set_dirty(self, index: int) -> None:
@@ -407,14 +418,17 @@ class Mapping:
 
     def drop(self, indexes: Sequence[int], *, ghost: bool) -> None:
         """The memory of units was given back; only store or swap have their content now."""
-        flags = self.flags
+        flags, touched = self.flags, self.touched
         kept = ~(PG_UPTODATE | PG_AHEAD | PG_READAHEAD)
         wasted = False
         for index in indexes:
             state = flags[index]
             if state & (PG_DIRTY | PG_WRITEBACK):
                 raise AssertionError(f"unit {index} of {self.name} dropped while it is dirty")
-            wasted = wasted or bool(state & PG_AHEAD)
+            if state & PG_AHEAD:
+                wasted = True
+            elif touched[index] < MOST:
+                touched[index] += 1
             flags[index] = state & kept
         self.working_set.remove_many(indexes, ghost=ghost)
         if wasted and self.readahead is not None:

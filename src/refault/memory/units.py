@@ -28,6 +28,7 @@ from .page import (
     PG_UPTODATE,
     PG_WRITEBACK,
 )
+from .touched import split_or_merged
 
 if TYPE_CHECKING:
     from .mapping import Mapping
@@ -108,11 +109,14 @@ def convert(mapping: Mapping, page_size: int) -> None:
     else:
         order, dirty = _split(mapping, flags, -shift, pages)
     errors = _translated(mapping.write_errors, shift, pages)
+    touched = mapping.make_flags(pages)
+    split_or_merged(mapping.touched, touched, shift)
     before = resident * mapping.page_size
     mapping.page_size = page_size
     mapping.page_shift += shift
     mapping.pages = pages
     mapping.flags = flags
+    mapping.touched = touched
     mapping.dirty = dirty
     mapping.write_errors = errors
     mapping.renew_order(order)

@@ -6,6 +6,7 @@ import functools
 import os
 import select
 import socket
+from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from refault.fault import gup
 from refault.fault.gup import Foll, GupOutcome
 from refault.fault.reclaim import evict_units, sync_units
 from refault.machine.linux import LinuxMapping
+from refault.memory.touched import Touched
 from refault.memory.vma import Vma
 from refault.memory.wait import Signal, Waits
 from refault.stores.base import Store
@@ -259,6 +261,8 @@ def _map(request: Request, message: wire.Map, fds: list[int]) -> None:
                 raise
         region = pager.add_region(mapping, offset, length, message.deadline, limit)
         client.regions[region.number] = region
+        if message.working_set is not None:
+            region.prefetch = yield from pager.working_sets.load(mapping, message.working_set, task)
         request.answer(_mapped(region), [mapping.memfd])
         return wire.Done()
 
@@ -326,6 +330,8 @@ def _attach(request: Request, message: wire.Attach, fds: list[int]) -> None:
     )
     mm.insert(region.vma)
     request.client.attached(region.vma, region)
+    ranges, region.prefetch = region.prefetch, []
+    request.client.pager.working_sets.prefetch(region.mapping, ranges)
     request.answer(wire.Done())
 
 
@@ -504,6 +510,41 @@ def _prefetch(request: Request, message: wire.Prefetch, fds: list[int]) -> None:
     request.run("prefetch", work)
 
 
+def _prefetch_ranges(request: Request, message: wire.PrefetchRanges, fds: list[int]) -> None:
+    region, _ = _attached(request, message.region)
+    numbers, at = array("q", message.ranges), region.map_offset
+    top = min(region.map_length, region.mapping.size - at)
+    pairs = sorted(zip(numbers[::2], numbers[1::2], strict=True))
+    ranges = [
+        (at + max(0, start), at + min(end, top), 1)
+        for start, end in pairs
+        if max(0, start) < min(end, top)
+    ]
+    value = request.client.pager.working_sets.prefetch(region.mapping, ranges)
+    request.answer(wire.Done(value))
+
+
+def _working_set(request: Request, message: wire.WorkingSet, fds: list[int]) -> None:
+    region = _region(request, message.region)
+    mapping, at = region.mapping, region.map_offset
+    first, _ = region.units(message.start, region.map_length)
+    touched = Touched(mapping)
+
+    def look() -> bytes:
+        found = array("q")
+        for start, end, _ in touched.ranges(first):
+            if len(found) == 2 * wire.CHANGED_RANGES or start >= at + region.map_length:
+                break
+            found.extend((start - at, end - at))
+        return found.tobytes()
+
+    def work(task: PagerTask) -> Waits[wire.Reply]:
+        pager = request.client.pager
+        return wire.Done((yield from pager.in_thread(pager.helpers, look, task)))
+
+    request.run("working set", work)
+
+
 def _evict(request: Request, message: wire.Evict, fds: list[int]) -> None:
     region = _region(request, message.region)
     pager, mapping = request.client.pager, region.mapping
@@ -648,6 +689,8 @@ def _shutdown(request: Request, message: wire.Shutdown, fds: list[int]) -> None:
                 patience.cancel()
             if failed is not None:
                 raise StoreError(f"{mapping.name}: {failed}")
+        for region in list(client.regions.values()):
+            yield from client.pager.working_sets.save(region.mapping, task)
         return wire.Done()
 
     request.run("shutdown", work)
@@ -664,12 +707,14 @@ _HANDLERS: dict[type, Callable[[Request, Any, list[int]], None]] = {
     wire.Populate: _populate,
     wire.Pin: _populate,
     wire.Prefetch: _prefetch,
+    wire.PrefetchRanges: _prefetch_ranges,
     wire.Evict: _evict,
     wire.Flush: _flush,
     wire.Snapshot: _snapshot,
     wire.Mark: _mark,
     wire.Changed: _changed,
     wire.Statistics: _statistics,
+    wire.WorkingSet: _working_set,
     wire.Configure: _configure,
     wire.Handled: _handled,
     wire.Shutdown: _shutdown,

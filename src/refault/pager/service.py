@@ -16,6 +16,7 @@ from refault.memory.page import PG_LOCKED, PG_UPTODATE, PG_WRITEBACK
 from refault.memory.vma import Vma
 from refault.memory.wait import Task, TaskState, Wait, WaitQueue, WaitReason, Waits
 from refault.stores.base import Store
+from refault.stores.recorded import Range
 from refault.stores.swap import Swap
 from refault.stores.swapspace import SwapSpace
 
@@ -27,6 +28,7 @@ from .snapshots import Snapshots
 from .tasks import PagerTask
 from .units import Units
 from .workers import Lane
+from .workingsets import WorkingSets
 
 __all__ = ["Pager", "Region"]
 
@@ -52,6 +54,8 @@ class Region:
     ----------
     vma
         None until the client has attached it.
+    prefetch
+        What is to be read as soon as it is attached, with its weight.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Region:
         self.data_length = map_length
         self.limit: int | None = None
         self.vma: Vma | None = None
+        self.prefetch: list[Range] = []
 
     def units(self, start: int, end: int) -> tuple[int, int]:
         """Units of the mapping that bytes ``[start, end)`` of the region touch."""
@@ -106,6 +111,7 @@ class Pager:
         self.closing = 0
         self.units = Units(self)
         self.snapshots = Snapshots(self)
+        self.working_sets = WorkingSets(self)
         self.helpers = self.loop.workers.lane(HELPERS)
         self.numbers = iter(range(1, 1 << 62))
 
@@ -328,9 +334,11 @@ class Pager:
             return
         self.closing += 1
         self.units.stop(mapping)
+        self.working_sets.stop(mapping)
         try:
             yield from self._last_writeback(mapping, region, task)
         finally:
+            yield from self.working_sets.save(mapping, task)
             yield from self._until_idle(mapping)
             self.closing -= 1
             self.references[mapping].discard(region.number)
@@ -420,6 +428,7 @@ class Pager:
 
     def _free(self, mapping: LinuxMapping) -> None:
         del self.references[mapping]
+        self.working_sets.forget(mapping)
         self.lanes.pop(mapping).close()
         for key, shared in list(self.shared.items()):
             if shared is mapping:

@@ -41,6 +41,7 @@ __all__ = [
     "check_range",
     "is_writable",
     "store_name",
+    "store_version",
 ]
 
 
@@ -115,6 +116,12 @@ class Bytes(NamedTuple):
     fd: int = -1
     mapped: bool = False
     memory: bool = False
+
+
+def store_version(store: object) -> str:
+    """Text that is another one when the content of `store` is; empty if it does not say."""
+    version = getattr(store, "version", None)
+    return "" if version is None else str(version)
 
 
 def store_name(store: object) -> str:

@@ -38,7 +38,7 @@ from refault.native import library
 
 from .base import Bytes
 
-__all__ = ["FileStore", "in_memory"]
+__all__ = ["FileStore", "file_version", "in_memory"]
 
 _HOPELESS = frozenset(
     {
@@ -78,6 +78,12 @@ def in_memory(device: int) -> bool:
     except (OSError, IndexError):
         pass
     return False
+
+
+def file_version(file: int | str | bytes) -> str:
+    """Text that changes when the content of a file does: its length and time of change."""
+    status = os.stat(file)
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 class FileStore:
@@ -153,6 +159,14 @@ class FileStore:
     def fileno(self) -> int:
         """The descriptor; it stays the store's."""
         return self._fd
+
+    @property
+    def version(self) -> str:
+        """Length and time of the last change; empty if nobody can tell."""
+        try:
+            return file_version(self._fd)
+        except OSError:
+            return ""
 
     def where(self, page_size: int) -> Bytes | None:
         """The file itself: its page cache can be copied from directly."""

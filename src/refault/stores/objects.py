@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from refault.errors import StoreError, UsageError
 
-from .base import Store, is_writable, store_name
+from .base import Store, is_writable, store_name, store_version
 
 __all__ = ["MAX_PICKLED", "ObjectStore", "dump_object", "import_path", "load_object"]
 
@@ -136,6 +136,14 @@ class ObjectStore:
         for wish in ("parallel", "read_bytes"):
             if hasattr(store, wish):
                 setattr(self, wish, operator.index(getattr(store, wish)))
+
+    @property
+    def version(self) -> str:
+        """What the store says."""
+        try:
+            return store_version(self._store)
+        except Exception:
+            return ""
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Have the store fill `buffer`, or raise `StoreError`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from refault.errors import StoreError, UsageError
 
-from .file import FileStore
+from .file import FileStore, file_version
 
 __all__ = ["File"]
 
@@ -44,8 +44,7 @@ class File:
 
     @property
     def version(self) -> str:
-        status = os.fstat(self._opened().fileno())
-        return f"{status.st_size}-{status.st_mtime_ns}"
+        return file_version(self._opened().fileno())
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` on, or raise `StoreError`."""

@@ -45,6 +45,7 @@ __all__ = [
     "Pin",
     "Populate",
     "Prefetch",
+    "PrefetchRanges",
     "Reply",
     "Request",
     "Share",
@@ -52,6 +53,7 @@ __all__ = [
     "Snapshot",
     "SnapshotSource",
     "Statistics",
+    "WorkingSet",
     "receive",
     "send",
 ]
@@ -134,6 +136,8 @@ class Map(msgspec.Struct, tag=True, frozen=True):
     readahead: bool
     swap: str | None = None
     """URL of the Redis server that is swap; None: the pager's own."""
+    working_set: str | None = None
+    """File to which goes what the run needs of the object, and what is read first; None: none."""
 
 
 class Mapped(msgspec.Struct, tag=True, frozen=True):
@@ -201,6 +205,23 @@ class Prefetch(msgspec.Struct, tag=True, frozen=True):
     region: int
     start: int
     end: int
+
+
+class PrefetchRanges(msgspec.Struct, tag=True, frozen=True):
+    """Begin to read, behind demand, what there is room for.  -> `Done` (value: its bytes)
+
+    `ranges` are int64 pairs, bytes of the region; no more than `CHANGED_RANGES` of them.
+    """
+
+    region: int
+    ranges: bytes
+
+
+class WorkingSet(msgspec.Struct, tag=True, frozen=True):
+    """What of the region the program has used.  -> `Done` (value: as that of `Changed`)"""
+
+    region: int
+    start: int
 
 
 class Pin(msgspec.Struct, tag=True, frozen=True):
@@ -303,6 +324,7 @@ Request: TypeAlias = (
     | Detach
     | Populate
     | Prefetch
+    | PrefetchRanges
     | Pin
     | Evict
     | Flush
@@ -310,6 +332,7 @@ Request: TypeAlias = (
     | Mark
     | Changed
     | Statistics
+    | WorkingSet
     | Configure
     | Handled
     | Shutdown
