@@ -23,6 +23,7 @@ NAMES = [
     "start",
     "growth",
     "snapshots",
+    "checkpoints",
     "matrix",
     "chunked",
 ]

@@ -185,3 +185,18 @@ def test_every_way_to_save_saves_one_instant(tmp_path: pathlib.Path) -> None:
     assert whole["refault"] == whole["fork"] == 2 <= whole["np.save"]
     assert 0 < whole["refault, changes"] <= 2
     assert not list(data.iterdir())
+
+
+@needs_userfaultfd
+@pytest.mark.userfaultfd
+@pytest.mark.slow
+def test_a_checkpoint_is_saved_again_and_loaded(tmp_path: pathlib.Path) -> None:
+    data, saved = tmp_path / "data", tmp_path / "saved.json"
+    data.mkdir()
+    benchmarks("checkpoints", "--quick", "--json", str(saved), "--data", str(data))
+    again, load = json.loads(saved.read_text())["comparisons"]
+    (sample,) = again["samples"]["checkpoints"]
+    assert 0 < sample["written"] <= 1.2 * sample["changed"]
+    assert sample["changed"] < again["samples"]["np.save"][0]["written"] == 4
+    assert load["samples"]["checkpoints"][0]["ms"] > 0
+    assert not list(data.iterdir())
