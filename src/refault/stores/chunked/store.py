@@ -74,8 +74,10 @@ class ChunkedStore:
         cache = state.pop("cache")
         self.__dict__.update(state)
         self._prepare(cache)
-        # Now, so that what is wrong is told when the array is opened, and not when it is touched.
+        # What is wrong is told now, and not when the array is touched.  It does not stay open: who
+        # unpickles the store may be on the way to the pager, and not the pager.
         self._opened()
+        self.close()
 
     def _prepare(self, cache: int | None) -> None:
         self._array: ChunkedArray | None = None
