@@ -1,4 +1,4 @@
-"""Arrays in chunks against the suite of all stores."""
+"""Arrays in chunks against the suite of all stores; each kind of file once."""
 
 from __future__ import annotations
 
@@ -26,10 +26,6 @@ class Chunked(WritableStoreTests):
         return ChunkedStore(find(path, key=key, writable=True), writable=True)
 
 
-class TestZarr2(Chunked):
-    kind = "zarr2"
-
-
 class TestZarr3(Chunked):
     kind = "zarr3"
 
@@ -40,10 +36,6 @@ class TestShards(Chunked):
 
 class TestHdf5(Chunked):
     kind = "hdf5"
-
-
-class TestHdf5WithoutChunks(Chunked):
-    kind = "hdf5-plain"
 
 
 class TestBlosc2(Chunked):
