@@ -182,6 +182,7 @@ def icechunk(folder: str) -> None:
 
     import refault
     from helpers.chunked import numbers
+    from refault.stores.chunked import ChunkedStore, find
 
     right = numbers((300, 400), "<f4")
     repository = icechunk.Repository.create(icechunk.local_filesystem_storage(folder))
@@ -200,6 +201,8 @@ def icechunk(folder: str) -> None:
     later.commit("second")
     # Still the one that was opened.
     assert np.array_equal(x, right)
+    place = find(frozen["weights"])
+    assert ChunkedStore(place, writable=False).version == frozen.store.session.snapshot_id
     newest = zarr.open_group(repository.readonly_session("main").store, mode="r")
     assert not refault.open(newest, key="weights").any()
 

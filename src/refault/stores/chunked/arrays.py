@@ -44,6 +44,8 @@ class Facts(NamedTuple):
         The least that can be encoded: as large as `chunks`, or larger.
     order
         Of the array that the library itself returns.
+    version
+        Another one if the content is another one; None: there is no telling.
     """
 
     dtype: np.dtype[Any]
@@ -51,6 +53,7 @@ class Facts(NamedTuple):
     chunks: tuple[int, ...]
     write_chunks: tuple[int, ...]
     order: str = "C"
+    version: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -119,6 +122,9 @@ class FileVersion:
     def _look(self) -> tuple[int, ...]:
         status = os.stat(self.path)
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self.found))
 
     def check(self) -> None:
         """See that nobody has changed it.

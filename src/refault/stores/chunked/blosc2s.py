@@ -71,8 +71,9 @@ class Blosc2Array:
         dtype = check_dtype(array.dtype, place.name)
         small = math.prod(array.chunks) * dtype.itemsize <= WHOLE_BYTES
         parts = array.chunks if small else array.blocks
-        self.facts = Facts(dtype, array.shape, parts, array.chunks)
         self._version = None if writable else FileVersion(place.path)
+        version = None if self._version is None else str(self._version)
+        self.facts = Facts(dtype, array.shape, parts, array.chunks, version=version)
         self._lock = threading.Lock()
 
     def read(self, rectangle: Rectangle) -> npt.NDArray[Any]:

@@ -65,14 +65,14 @@ class Hdf5Array:
     def __init__(self, place: Hdf5Place, *, writable: bool) -> None:
         self._path = place.path
         self._file = _open(place.path, "r+" if writable else "r")
+        self._version = None if writable else FileVersion(place.path)
         try:
             h5py = require("h5py", "hdf5")
             self.dataset = find_dataset(h5py, self._file, place.key, place.path)
-            self.facts = _facts_of(self.dataset, place.name)
+            self.facts = _facts_of(self.dataset, place.name, self._version)
         except BaseException:
             self._file.close()
             raise
-        self._version = None if writable else FileVersion(place.path)
         self._closing = threading.Lock()
 
     def read(self, rectangle: Rectangle) -> npt.NDArray[Any]:
@@ -143,7 +143,7 @@ def opened(path: str) -> Iterator[Any]:
         file.close()
 
 
-def _facts_of(dataset: Any, name: str) -> Facts:
+def _facts_of(dataset: Any, name: str, version: FileVersion | None) -> Facts:
     """What a dataset says of itself.
 
     Raises
@@ -156,7 +156,9 @@ def _facts_of(dataset: Any, name: str) -> Facts:
     dtype = check_dtype(dataset.dtype, name)
     # Without chunks there is no least part.
     chunks = dataset.chunks or (1,) * len(dataset.shape)
-    return Facts(dtype, dataset.shape, chunks, chunks)
+    return Facts(
+        dtype, dataset.shape, chunks, chunks, version=None if version is None else str(version)
+    )
 
 
 def find_dataset(h5py: Any, group: Any, key: str | None, name: str) -> Any:

@@ -50,7 +50,7 @@ class ChunkedStore:
     ----------
     dtype, shape, order
         Of the array; `refault.open` takes them from here.
-    parallel, read_bytes
+    version, parallel, read_bytes
         See `refault.stores.base`.
     """
 
@@ -74,8 +74,10 @@ class ChunkedStore:
         cache = state.pop("cache")
         self.__dict__.update(state)
         self._prepare(cache)
-        # Now, so that what is wrong is told when the array is opened, and not when it is touched.
+        # What is wrong is told now, and not when the array is touched.  It does not stay open: who
+        # unpickles the store may be on the way to the pager, and not the pager.
         self._opened()
+        self.close()
 
     def _prepare(self, cache: int | None) -> None:
         self._array: ChunkedArray | None = None
@@ -100,8 +102,9 @@ class ChunkedStore:
                 if found != self.facts:
                     array.close()
                     raise StoreError(
-                        f"{self.name}: has become another array: {found.shape} {found.dtype}"
-                        f" instead of {self.shape} {self.dtype}; open it again",
+                        f"{self.name}: has changed since it was opened, or become another array:"
+                        f" {found.shape} {found.dtype}, and it was {self.shape} {self.dtype}; open"
+                        " it again",
                         permanent=True,
                     )
                 self._array = array
@@ -118,6 +121,10 @@ class ChunkedStore:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.facts.shape
+
+    @property
+    def version(self) -> str | None:
+        return self.facts.version
 
     @property
     def size(self) -> int:

@@ -76,6 +76,8 @@ class ZarrArray:
         self._store = place.make_store(writable=writable)
         self._array = self._open("r+" if writable else "r")
         array = self._array
+        # Icechunk's.
+        session = getattr(self._store, "session", None)
         dtype = check_dtype(array.dtype, place.name)
         chunks = tuple(int(length) for length in array.chunks)
         self.facts = Facts(
@@ -84,6 +86,7 @@ class ZarrArray:
             chunks,
             tuple(int(length) for length in array.shards or chunks),
             "F" if array.order == "F" else "C",
+            None if session is None else session.snapshot_id,
         )
         fill = np.zeros((), dtype) if array.fill_value is None else array.fill_value
         self._fill = np.asarray(fill, dtype).tobytes()
