@@ -178,12 +178,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with state.lock:
             state.now += 1
             state.most = max(state.most, state.now)
-        try:
-            state.closing.wait(state.latency)
-            self.get(state)
-        finally:
-            with state.lock:
-                state.now -= 1
+        state.closing.wait(state.latency)
+        # Before the answer: who has it may ask the next thing at once.
+        with state.lock:
+            state.now -= 1
+        self.get(state)
 
     def get(self, state: ObjectServer) -> None:
         if self.path.endswith("/change"):
