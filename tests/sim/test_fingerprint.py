@@ -19,13 +19,13 @@ IN_FINGERPRINT = {
         "_queues", "protection", "written",
         # Never changes.
         "name", "number", "page_shift", "page_size", "pages", "private", "size", "writable",
-        "readahead", "file_windows",
+        "readahead", "file_windows", "far",
         # Follows from what is there: `flags`, `World.vmas`.
         "dirty", "vmas",
         # Decides nothing.
-        "counters", "seen",
+        "counters", "seen", "touched",
         # Nobody changes units here, and nothing is closed.
-        "holders", "chooser", "closed",
+        "holders", "chooser", "closed", "prefetching",
     },
     # `account` is `usage`, and `peak`, which decides nothing.
     "budget": {"account", "freed", "limit", "low_free", "mappings", "parent", "reclaiming"},
