@@ -309,6 +309,46 @@ def test_opened_again_while_it_is_closed(tmp_path: Path) -> None:
     run(reopen, tmp_path / "file")
 
 
+def test_opened_written_and_closed_by_several_threads(tmp_path: Path) -> None:
+    """Whoever ends last may find that others have come, written and gone while it wrote."""
+
+    def several(path: str) -> None:
+        import random
+        import threading
+        import time
+
+        import numpy as np
+
+        import refault
+
+        dice = random.Random(1)
+        np.zeros(3 << 17, "i8").tofile(path)
+        problems = []
+
+        def work(number: int) -> None:
+            try:
+                for value in range(1, 61):
+                    x = refault.open(path, "r+", dtype="i8")
+                    assert x[number] == x[number - 3] == value - 1
+                    x[number :: 3 << 10] = value
+                    x[number - 3] = value
+                    time.sleep(dice.random() * 0.004)
+                    del x
+                    time.sleep(dice.random() * 0.004)
+            except BaseException as error:
+                problems.append(error)
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not problems, problems
+        assert list(np.fromfile(path, "i8")[[0, 1, 2, -3, -2, -1]]) == [60] * 6
+
+    run(several, tmp_path / "file")
+
+
 def test_long_names(tmp_path: Path) -> None:
     def open_it(path: str) -> None:
         import os

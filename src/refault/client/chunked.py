@@ -22,10 +22,9 @@ from refault.stores.chunked import (
     Hdf5Place,
     Remote,
     find,
-    is_chunked,
-    library_of,
     plain_part,
 )
+from refault.stores.recognizing import is_chunked, library_of
 
 __all__ = ["open_chunked"]
 

@@ -8,7 +8,6 @@ from typing import Any, SupportsIndex
 
 import numpy.typing as npt
 
-from refault.client.chunked import open_chunked
 from refault.client.files import open_file
 from refault.client.options import (
     Options,
@@ -27,6 +26,7 @@ from refault.errors import UsageError
 from refault.sizes import Size
 from refault.stores.base import Store, store_version
 from refault.stores.file import file_version
+from refault.stores.recognizing import is_chunked, library_of
 
 __all__ = ["open"]
 
@@ -151,13 +151,17 @@ def open(
             resident=resident, page_size=page_size, deadline=deadline, readahead=readahead
         )._replace(working_set=place(working_set, path_or_store, key)),
     )
-    chunked = open_chunked(
-        path_or_store,
-        wanted,
-        key=key,
-        chunk_cache=chunk_cache,
-        storage_options=storage_options or {},
-    )
+    chunked = None
+    if key is not None or chunk_cache is not None or _may_be_chunked(path_or_store):
+        from refault.client.chunked import open_chunked
+
+        chunked = open_chunked(
+            path_or_store,
+            wanted,
+            key=key,
+            chunk_cache=chunk_cache,
+            storage_options=storage_options or {},
+        )
     array: npt.NDArray[Any]
     unit: int | None = wanted.options.page_size or LARGEST_UNIT
     if chunked is not None:
@@ -199,6 +203,12 @@ def open(
         version = ""
     region(array).origin = Origin(source, parameters, version, unit)
     return array
+
+
+def _may_be_chunked(thing: object) -> bool:
+    if isinstance(thing, str | os.PathLike):
+        return is_chunked(os.fsdecode(thing), None)
+    return library_of(thing) is not None
 
 
 def _local(thing: object) -> tuple[object, str]:

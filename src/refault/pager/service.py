@@ -326,28 +326,40 @@ class Pager:
         if self.regions.pop(region.number, None) is None:
             return
         mapping = region.mapping
-        if len(self.references[mapping]) > 1:
-            self.references[mapping].discard(region.number)
+        references = self.references[mapping]
+        # It is referenced as long as we write: the other regions may end meanwhile.
+        while len(references) > 1:
             self.adjust_budget(mapping)
             if not mapping.private:
                 yield from sync_units(self.machine, mapping, 0, mapping.pages, task)
-            return
+            if len(references) > 1:
+                references.discard(region.number)
+                return
         self.closing += 1
         self.units.stop(mapping)
         self.working_sets.stop(mapping)
         try:
             yield from self._last_writeback(mapping, region, task)
-        finally:
             yield from self.working_sets.save(mapping, task)
             yield from self._until_idle(mapping)
+            # Others may have come, written, and gone.
+            while mapping.dirty and len(references) == 1 and self._written_back(mapping):
+                yield from self._last_writeback(mapping, region, task)
+                yield from self._until_idle(mapping)
+        finally:
+            yield from self._until_idle(mapping)
             self.closing -= 1
-            self.references[mapping].discard(region.number)
-            if not self.references[mapping] and not mapping.held:
+            references.discard(region.number)
+            if not references and not mapping.held:
                 self._free(mapping)
             self.stop_if_idle()
 
+    @staticmethod
+    def _written_back(mapping: LinuxMapping) -> bool:
+        return mapping.writable and not mapping.private
+
     def _last_writeback(self, mapping: LinuxMapping, region: Region, task: Task) -> Waits[None]:
-        if mapping.private or not mapping.writable:
+        if not self._written_back(mapping):
             return
         over: list[None] = []
 
@@ -355,7 +367,7 @@ class Pager:
             over.append(None)
             pause = mapping.write_pause
             text = f"the store has taken no change for {patience.seconds:g} s"
-            if len(self.references[mapping]) == 1:
+            if not any(number in self.regions for number in self.references[mapping]):
                 self.machine.end_writes(mapping, pause.cause if pause else StoreError(text))
             if pause is not None:
                 pause.cooled()

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from .arrays import Place, Remote
-from .finding import find_object, find_path, is_chunked, library_of
+from .finding import find_object, find_path
 from .hdf5 import Hdf5Place, plain_part
 from .store import ChunkedStore
 
@@ -16,8 +16,6 @@ __all__ = [
     "Place",
     "Remote",
     "find",
-    "is_chunked",
-    "library_of",
     "plain_part",
 ]
 

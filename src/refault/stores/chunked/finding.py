@@ -7,25 +7,14 @@ from typing import Any
 
 from refault.errors import UsageError
 
+from ..recognizing import HDF5_SUFFIXES, library_of
 from ..remote import public
 from .arrays import Place, Remote, require, wrong_key
 from .blosc2s import Blosc2Place, place_of_blosc2
 from .hdf5 import Hdf5Place, find_dataset, opened, place_of_hdf5
 from .zarrs import open_zarr, place_of_zarr
 
-__all__ = ["find_object", "find_path", "is_chunked", "library_of"]
-
-HDF5_SUFFIXES = (".h5", ".hdf5", ".he5", ".h5ad")
-ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
-
-
-def is_chunked(path: str, key: str | None) -> bool:
-    """Whether a path or URL is that of a chunked array, or of a file or folder of such arrays."""
-    if key is not None or path.endswith((".b2nd", *HDF5_SUFFIXES)):
-        return True
-    if any(part.endswith((".zarr", ".zarr.zip")) for part in path.split("/")):
-        return True
-    return any(os.path.exists(os.path.join(path, name)) for name in ZARR_FILES)
+__all__ = ["find_object", "find_path"]
 
 
 def find_object(thing: Any, key: str | None, *, writable: bool) -> Place:
@@ -53,15 +42,6 @@ def find_object(thing: Any, key: str | None, *, writable: bool) -> Place:
     else:
         _no_key(thing, key, is_array=isinstance(thing, zarr.Array))
     return place_of_zarr(thing, writable=writable)
-
-
-def library_of(thing: object) -> str | None:
-    """Which of the libraries an object is of; none of them is imported for that."""
-    for kind in type(thing).__mro__:
-        library = kind.__module__.partition(".")[0]
-        if library in ("zarr", "h5py", "blosc2"):
-            return library
-    return None
 
 
 def find_path(path: str, key: str | None, remote: Remote | None, *, writable: bool) -> Place:
