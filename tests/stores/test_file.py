@@ -300,7 +300,7 @@ def test_adopt_makes_it_writable(path: Path) -> None:
     assert not os.get_inheritable(store._fd)
     store.close()
     assert path.read_bytes()[:6] == b"hello!"
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_adopt_refuses_what_does_not_fit(path: Path, directory: Path) -> None:
@@ -365,7 +365,7 @@ def test_close_waits_for_nobody_and_pulls_nothing_away(
     assert buffer == DATA[:4096]
     with pytest.raises(StoreError, match="closed"):
         store.read_into(0, memoryview(buffer))
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_threads(path: Path) -> None:

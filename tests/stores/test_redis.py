@@ -94,7 +94,7 @@ def test_close_closes_all_connections(url: str, key: str) -> None:
     assert read(store, 0, SIZE) == CONTENT
     assert len(os.listdir("/proc/self/fd")) > len(before)
     store.close()
-    assert os.listdir("/proc/self/fd") == before
+    assert set(os.listdir("/proc/self/fd")) <= set(before)
     store.close()
     assert read(store, 0, 1) == CONTENT[:1]
     store.close()

@@ -45,7 +45,8 @@ def load(swap: Swap, key: Key, size: int) -> bytes:
 def no_descriptor_is_left() -> Iterator[None]:
     before = set(os.listdir("/proc/self/fd"))
     yield
-    assert set(os.listdir("/proc/self/fd")) == before
+    # What others have left to the garbage collector may be gone as well.
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def full(*args: object) -> int:
