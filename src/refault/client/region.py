@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import weakref
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from refault.client import registry
+from refault.client.closing import Closing
 from refault.client.held import Held
 from refault.client.indexing import Where, byte_bounds, select
 from refault.client.marks import Mark, Ranges, changed, new_mark
@@ -73,7 +72,7 @@ class Origin(NamedTuple):
     unit: int | None
 
 
-class Region:
+class Region(Closing):
     """Memory whose pages come when they are touched, and what can be done with it.
 
     Regions are made by `refault.open`, `refault.empty`, `refault.zeros` and
@@ -338,19 +337,6 @@ class Region:
     def __enter__(self) -> Self:
         self._check_open()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            # The traceback holds arrays; the region ends with them.
-            with contextlib.suppress(UsageError):
-                self.close()
 
     def __repr__(self) -> str:
         layout = self._layout

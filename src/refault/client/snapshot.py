@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from refault.client.closing import Closing
 from refault.client.held import Held
 from refault.client.marks import Mark, Ranges, changed
 from refault.client.memory import Memory
@@ -26,7 +25,7 @@ RESIDENT = 16 << 20
 """So much of one array of a snapshot is in memory, beside what the array itself has there."""
 
 
-class Snapshot:
+class Snapshot(Closing):
     """Arrays at one instant.
 
     Made by `refault.snapshot`; a context manager.  ``snap[x]`` is what `x` was at that instant: a
@@ -149,22 +148,6 @@ class Snapshot:
         held, self._held = self._held, None
         if held is not None:
             held.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            # The traceback holds arrays; the snapshot ends with them.
-            with contextlib.suppress(UsageError):
-                self.close()
 
     def __repr__(self) -> str:
         closed = " closed" if self._closed else ""
