@@ -20,7 +20,7 @@ from refault.memory.mapping import Mapping
 from refault.memory.protection import Image
 from refault.memory.wait import WaitQueue
 from refault.stores.swap import Swap
-from refault.stores.swapspace import Key
+from refault.stores.swapspace import Key, load_part
 
 __all__ = ["Copies"]
 
@@ -120,13 +120,7 @@ class Copies:
             )
         if self.load_nowait(image, offset, buffer):
             return
-        key: Key = image.content
-        if len(buffer) == length:
-            self.swap.load(key, buffer)
-            return
-        whole = memoryview(bytearray(length))
-        self.swap.load(key, whole)
-        buffer[:] = whole[offset : offset + len(buffer)]
+        load_part(self.swap, image.content, length, offset, buffer)
 
     def free(self, image: Image) -> None:
         """Nobody needs a copy any more."""

@@ -16,6 +16,7 @@ from refault.machine.linux import LinuxMapping
 from refault.memory.page import PG_SWAPPED, PG_UPTODATE
 from refault.memory.protection import Images
 from refault.memory.wait import Task, TaskState, Wait, WaitQueue, WaitReason, Waits
+from refault.stores.swapspace import load_part
 
 from .tasks import PagerTask
 
@@ -256,9 +257,7 @@ class SnapshotStore:
         if not mapping.flags[index] & PG_SWAPPED:
             mapping.store.read_into(start + low, part)
             return
-        whole = memoryview(bytearray(end - start))
-        mapping.swap.load_all([((mapping.number, index), whole)])
-        part[:] = whole[low : low + len(part)]
+        load_part(mapping.swap, (mapping.number, index), end - start, low, part)
 
     def _in_loop(self, index: int, low: int, part: memoryview) -> bool:
         over = threading.Event()

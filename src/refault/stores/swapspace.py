@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Protocol, TypeAlias
 
-__all__ = ["Key", "SwapSpace"]
+__all__ = ["Key", "SwapSpace", "load_part"]
 
 Key: TypeAlias = tuple[Hashable, Hashable]
 """(owner, index): an owner's pages can be discarded together."""
@@ -31,3 +31,13 @@ class SwapSpace(Protocol):
 
     def close(self) -> None:
         """Forget everything, and give everything back."""
+
+
+def load_part(swap: SwapSpace, key: Key, size: int, offset: int, buffer: memoryview) -> None:
+    """Fill `buffer` with a part of a page of `size` bytes, which stays, or raise."""
+    if len(buffer) == size:
+        swap.load_all([(key, buffer)])
+        return
+    whole = memoryview(bytearray(size))
+    swap.load_all([(key, whole)])
+    buffer[:] = whole[offset : offset + len(buffer)]
