@@ -105,6 +105,7 @@ def checks() -> list[Check]:
         ("temporary directory", _temporary),
         ("Python", _python),
         ("native library", _native),
+        ("scheduling", _scheduling),
     ):
         found += _guarded(name, look)
     return found
@@ -582,9 +583,6 @@ def _python() -> Iterator[Check]:
             yield Check(f"module {module}", "ok", str(getattr(loaded, "__version__", "there")))
 
 
-# --- telling --------------------------------------------------------------------------------
-
-
 def _native() -> Iterator[Check]:
     from ..native import available
 
@@ -602,6 +600,43 @@ def _native() -> Iterator[Check]:
         "Install a C compiler, then install refault anew:\n"
         "  pip install --force-reinstall --no-deps --no-binary refault refault",
     )
+
+
+def _scheduling() -> Iterator[Check]:
+    name = "scheduling policy"
+    if len(os.sched_getaffinity(0)) == 1:
+        yield Check(name, "ok", "one CPU: a program that faults and its pager share it")
+        return
+    refused: list[OSError] = []
+
+    def both_ways() -> None:
+        try:
+            for policy in (os.SCHED_IDLE, os.SCHED_OTHER):
+                os.sched_setscheduler(0, policy, os.sched_param(0))
+        except OSError as error:
+            refused.append(error)
+
+    # A policy is a thread's own, and the way back may be closed.
+    thread = threading.Thread(target=both_ways)
+    thread.start()
+    thread.join()
+    if not refused:
+        yield Check(
+            name, "ok", "may become SCHED_IDLE and come back: bursts of faults stay on a CPU"
+        )
+        return
+    yield Check(
+        name,
+        "warn",
+        f"no way back from SCHED_IDLE ({_reason(refused[0])}): on a machine with idle CPUs a fault "
+        "that comes in a burst can take ten times as long",
+        "Give the program CAP_SYS_NICE (docker run --cap-add SYS_NICE), or a limit: ulimit -e 20. "
+        "Or bind a thread that faults all the time, and with it its pager:\n"
+        "  taskset -c 0 python program.py",
+    )
+
+
+# --- telling --------------------------------------------------------------------------------
 
 
 def render(found: list[Check], width: int) -> str:

@@ -126,8 +126,7 @@ class _Server(Structure):
         ("notes_count", c_int64),
         ("others_count", c_int64),
         ("messages", c_int64),
-        ("last_fd", c_int64),
-        ("last_tid", c_int64),
+        ("placement", c_void_p),
         ("epoll", c_int32),
         ("around", c_int32),
     )
@@ -272,8 +271,6 @@ class ServedClient:
     on_fault, on_note
         Called with a fault that is for Python, and with the address of one that was served and
         belongs to a stream of readahead.
-    on_thread
-        Called now and then with the number of a thread that has faulted.
     """
 
     def __init__(
@@ -282,13 +279,11 @@ class ServedClient:
         uffd: int,
         on_fault: Callable[[Fault], None],
         on_note: Callable[[int], None],
-        on_thread: Callable[[int], None],
     ) -> None:
         self.server = server
         self.uffd = uffd
         self.on_fault = on_fault
         self.on_note = on_note
-        self.on_thread = on_thread
         self.record = _Client(None, 0, 0, uffd)
         self._starts: list[int] = []
         self._vmas = bytearray()
@@ -334,6 +329,8 @@ class Server:
         The library.
     epoll
         Descriptor that says which descriptors have something.
+    placement
+        Address of what native code knows of where the loop runs.
 
     Attributes
     ----------
@@ -344,12 +341,12 @@ class Server:
     """
 
     @classmethod
-    def make(cls, epoll: int) -> Server | None:
+    def make(cls, epoll: int, placement: int | None) -> Server | None:
         """A server, or None without a native library."""
         found = library()
-        return None if found is None else cls(found, epoll)
+        return None if found is None else cls(found, epoll, placement)
 
-    def __init__(self, native: ctypes.CDLL, epoll: int) -> None:
+    def __init__(self, native: ctypes.CDLL, epoll: int, placement: int | None) -> None:
         self.library = native
         native.rf_serve.argtypes = (c_void_p, ctypes.c_int, c_int64)
         native.rf_map_source.argtypes = (ctypes.c_int, c_int64)
@@ -386,6 +383,7 @@ class Server:
         state.log_size, state.touched_size = _LOG, _TOUCHED
         state.slow_size, state.notes_size = _SLOW, _NOTES
         state.epoll, state.around = epoll, PG_AHEAD
+        state.placement = placement
         self._pointer = ctypes.addressof(state)
 
     def add(self, client: ServedClient) -> None:
@@ -426,8 +424,6 @@ class Server:
             raise OSError(-error, "epoll")
         if state.touched_count:
             self._settle()
-        if state.messages and (last := self.clients.get(state.last_fd)) is not None:
-            last.on_thread(state.last_tid)
         for number in range(state.notes_count):
             note = self._notes[number]
             client = self.clients.get(note.fd)

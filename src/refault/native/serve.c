@@ -32,6 +32,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "placement.h"
+
 #ifndef UFFDIO_CONTINUE
 #define UFFDIO_CONTINUE 0xC020AA07
 struct uffdio_continue {
@@ -114,7 +116,8 @@ struct server {
     char *staging;
     int64_t log_size, touched_size, slow_size, notes_size;
     int64_t clients_count, touched_count, log_count, slow_count, notes_count, others_count;
-    int64_t messages, last_fd, last_tid;
+    int64_t messages;
+    struct placement *placement;
     int32_t epoll, around;
 };
 
@@ -372,8 +375,7 @@ static void serve_client(struct server *s, struct client *client)
         int left = -1;
         if (message->event == UFFD_EVENT_PAGEFAULT) {
             s->messages++;
-            s->last_fd = client->uffd;
-            s->last_tid = message->arg.pagefault.feat.ptid;
+            placement_follow(s->placement, message->arg.pagefault.feat.ptid);
             left = serve_fault(s, client, message);
         }
         if (left == OUT)
@@ -398,16 +400,14 @@ static int64_t now_ms(void)
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* Serve until there is something for Python: a descriptor of its own, a fault that is not in the
- * table, a stream of readahead that goes on, a log that is full, `most` messages, or the time (ms,
- * -1: none) is over. */
-int rf_serve(struct server *s, int timeout, int64_t most)
+static int serve(struct server *s, int timeout, int64_t most)
 {
     struct epoll_event events[EVENTS];
     int64_t end = timeout > 0 ? now_ms() + timeout : 0;
-    s->messages = s->slow_count = s->notes_count = s->others_count = 0;
     for (;;) {
-        int count = epoll_wait(s->epoll, events, EVENTS, timeout);
+        int wait = placement_wait(s->placement, timeout);
+        int count = epoll_wait(s->epoll, events, EVENTS, wait);
+        placement_beat(s->placement, count);
         if (count < 0)
             return errno == EINTR ? 0 : -errno;
         for (int i = 0; i < count; i++) {
@@ -422,8 +422,9 @@ int rf_serve(struct server *s, int timeout, int64_t most)
                 s->others[s->others_count++] =
                     (struct other){.fd = events[i].data.fd, .events = events[i].events};
         }
-        if (!count || s->others_count || s->slow_count || s->notes_count || s->messages >= most ||
-            s->log_count + 2 * MESSAGES > s->log_size || s->touched_count + MESSAGES > s->touched_size)
+        if ((!count && wait == timeout) || s->others_count || s->slow_count || s->notes_count ||
+            s->messages >= most || s->log_count + 2 * MESSAGES > s->log_size ||
+            s->touched_count + MESSAGES > s->touched_size)
             return 0;
         if (timeout > 0) {
             int64_t left = end - now_ms();
@@ -432,6 +433,17 @@ int rf_serve(struct server *s, int timeout, int64_t most)
             timeout = left;
         }
     }
+}
+
+/* Serve until there is something for Python: a descriptor of its own, a fault that is not in the
+ * table, a stream of readahead that goes on, a log that is full, `most` messages, or the time (ms,
+ * -1: none) is over. */
+int rf_serve(struct server *s, int timeout, int64_t most)
+{
+    s->messages = s->slow_count = s->notes_count = s->others_count = 0;
+    int error = serve(s, timeout, most);
+    placement_leave(s->placement);
+    return error;
 }
 
 /* Map `size` bytes of a file to copy from; null if that is not possible. */

@@ -161,7 +161,6 @@ class Client:
                 uffd,
                 lambda fault: self.on_message(*fault),
                 self.on_served,
-                lambda tid: self.pager.placement.follow(self.pid, tid),
             )
         loop.add(wakeup, self.on_wakeup)
         if message.user_mode_only:
@@ -216,7 +215,7 @@ class Client:
             self.duplicates += 1
             self.faults[key].duplicates += 1
             return
-        self.pager.placement.follow(self.pid, tid)
+        self.pager.placement.follow(tid)
         task = FaultTask(self, key, address, flags)
         if self.interrupts is not None and tid == self.pid and self.interrupts.is_pending():
             task.signal = Signal.INTERRUPT

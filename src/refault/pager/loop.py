@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from refault.machine.server import Server
 
+from .placement import placement
 from .tasks import Scheduler
 from .workers import Workers
 
@@ -43,7 +44,8 @@ class Loop:
 
     def __init__(self) -> None:
         self.epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
-        self.server = Server.make(self.epoll.fileno())
+        self.placement = placement(self.epoll.fileno())
+        self.server = Server.make(self.epoll.fileno(), self.placement.address)
         self.readers: dict[int, Callable[[int], None]] = {}
         self.timers: list[Timer] = []
         self.scheduler = Scheduler()

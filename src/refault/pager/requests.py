@@ -649,6 +649,8 @@ def _statistics(request: Request, message: wire.Statistics, fds: list[int]) -> N
     values["regions"] = len(pager.regions)
     values["copies"] = pager.machine.copies.usage
     values["duplicate_messages"] = sum(client.duplicates for client in pager.clients)
+    bursts = pager.placement.bursts()
+    values["bursts"], values["bursts_ended"] = bursts.served, bursts.ended
     for name, number in pager.swap.statistics().items():
         values[f"swap_{name}"] = number
     request.answer(wire.Done(values))

@@ -23,7 +23,6 @@ from refault.stores.swapspace import SwapSpace
 from .guardian import Guardian
 from .loop import Loop
 from .patience import Patience
-from .placement import Placement
 from .snapshots import Snapshots
 from .tasks import PagerTask
 from .units import Units
@@ -100,7 +99,7 @@ class Pager:
         self.loop.add(guardian.fileno(), lambda _: self.guardian_gone())
         self.machine = LinuxMachine(self)
         self.loop.before_poll.append(self.machine.unplug)
-        self.placement = Placement()
+        self.placement = self.loop.placement
         self.swap = Swap(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // SWAP_SHARE)
         self.budget = Budget(None)
         self.clients: list[Any] = []
