@@ -19,7 +19,7 @@
  *   - only while the loop is bound to a CPU; else it is itself woken on the idle one;
  *   - a watching thread of the usual policy raises the loop if there is something to do and the
  *     loop does not come to it between two looks, 10 ms apart.  Then bursts are served as ever for a
- *     while, which grows with every such case from 0.1 to 10 seconds.
+ *     while, which grows with every such case from 0.1 to 10 seconds, and shrinks with every other.
  *
  * Who changes the policy: the loop lowers itself (NORMAL to LOW); the loop (LOW to NORMAL) or the
  * watch (LOW to RAISING to NORMAL) raises it.  The loop sets the usual policy before it says
@@ -65,7 +65,8 @@ struct placement {
     _Atomic int32_t waits; /* in epoll */
     _Atomic int64_t beats; /* how often it came back from there */
     _Atomic int64_t not_before, raised;
-    int64_t lowered, pause, now, last, row;
+    _Atomic int64_t pause;
+    int64_t lowered, now, last, row;
     pid_t loop;
     int epoll;
 };
@@ -148,9 +149,12 @@ void placement_leave(struct placement *place)
     if (atomic_load(&place->policy) == NORMAL)
         return;
     set_policy(0, SCHED_OTHER);
-    if (!atomic_compare_exchange_strong(&place->policy, &low, NORMAL))
-        while (atomic_load(&place->policy) == RAISING)
-            sched_yield();
+    if (atomic_compare_exchange_strong(&place->policy, &low, NORMAL)) {
+        place->pause -= place->pause > LEAST_PAUSE ? place->pause / 16 : 0;
+        return;
+    }
+    while (atomic_load(&place->policy) == RAISING)
+        sched_yield();
 }
 
 int placement_wait(struct placement *place, int timeout)
