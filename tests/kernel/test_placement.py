@@ -14,6 +14,9 @@ from helpers.userfaultfd import needs_userfaultfd
 from refault.cli import doctor
 
 PAGES = 4000
+ALWAYS = ENVIRONMENT | {"REFAULT_SCHED_IDLE": "1"}
+LOOP = "print(flush=True)\nwhile True: pass"
+NEVER = ENVIRONMENT | {"REFAULT_SCHED_IDLE": "0"}
 
 
 def why_not() -> str:
@@ -64,7 +67,56 @@ def burst(path: str) -> None:
 
 
 def test_a_burst(numbers: pathlib.Path) -> None:
-    run_child(burst, timeout=60, args=[str(numbers)], env=ENVIRONMENT)
+    run_child(burst, timeout=60, args=[str(numbers)], env=ALWAYS)
+
+
+def busy(path: str) -> None:
+    """More threads want to run than there are CPUs."""
+    import os
+    import subprocess
+    import sys
+
+    import numpy as np
+
+    import refault
+    from kernel.test_placement import LOOP, PAGES
+
+    count = (os.cpu_count() or 1) + 2
+    command = [sys.executable, "-c", LOOP]
+    others = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(count)]
+    try:
+        for other in others:
+            assert other.stdout is not None
+            other.stdout.readline()
+        x = refault.open(path, dtype="u8", page_size=4096, readahead=False)
+        order = np.random.default_rng(0).permutation(PAGES) * 512
+        assert (x[order] == order).all()
+        more = refault.region(x).statistics().more
+        assert more["bursts"] == 0, more
+    finally:
+        for other in others:
+            other.kill()
+            other.communicate()
+
+
+def test_none_while_no_cpu_is_idle(numbers: pathlib.Path) -> None:
+    run_child(busy, timeout=60, args=[str(numbers)], env=ENVIRONMENT)
+
+
+def forbidden(path: str) -> None:
+    import numpy as np
+
+    import refault
+    from kernel.test_placement import PAGES
+
+    x = refault.open(path, dtype="u8", page_size=4096, readahead=False)
+    order = np.random.default_rng(0).permutation(PAGES) * 512
+    assert (x[order] == order).all()
+    assert refault.region(x).statistics().more["bursts"] == 0
+
+
+def test_forbidden(numbers: pathlib.Path) -> None:
+    run_child(forbidden, timeout=60, args=[str(numbers)], env=NEVER)
 
 
 def calm(path: str) -> None:
@@ -89,7 +141,7 @@ def calm(path: str) -> None:
 
 
 def test_calm_after_a_burst(numbers: pathlib.Path) -> None:
-    run_child(calm, timeout=60, args=[str(numbers)], env=ENVIRONMENT)
+    run_child(calm, timeout=60, args=[str(numbers)], env=ALWAYS)
 
 
 def starved(path: str) -> None:
@@ -101,12 +153,12 @@ def starved(path: str) -> None:
     import numpy as np
 
     import refault
-    from kernel.test_placement import PAGES
+    from kernel.test_placement import LOOP, PAGES
 
     x = refault.open(path, dtype="u8", page_size=4096, readahead=False)
     cpu = min(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpu})
-    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    busy = subprocess.Popen([sys.executable, "-c", LOOP], stdout=subprocess.DEVNULL)
     try:
         order = np.random.default_rng(0).permutation(PAGES) * 512
         while not refault.region(x).statistics().more["bursts_ended"]:
@@ -118,7 +170,7 @@ def starved(path: str) -> None:
 
 
 def test_a_busy_cpu_ends_a_burst(numbers: pathlib.Path) -> None:
-    run_child(starved, timeout=60, args=[str(numbers)], env=ENVIRONMENT)
+    run_child(starved, timeout=60, args=[str(numbers)], env=ALWAYS)
 
 
 @pytest.fixture

@@ -607,6 +607,10 @@ def _scheduling() -> Iterator[Check]:
     if len(os.sched_getaffinity(0)) == 1:
         yield Check(name, "ok", "one CPU: a program that faults and its pager share it")
         return
+    if os.environ.get("REFAULT_SCHED_IDLE") == "0":
+        why = "SCHED_IDLE is switched off by REFAULT_SCHED_IDLE=0"
+        yield Check(name, "warn", why, "  unset REFAULT_SCHED_IDLE")
+        return
     refused: list[OSError] = []
 
     def both_ways() -> None:

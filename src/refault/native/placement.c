@@ -17,6 +17,7 @@
  *   - only if the way back is open: it needs CAP_SYS_NICE or RLIMIT_NICE.  A thread that ends
  *     at once tries it;
  *   - only while the loop is bound to a CPU; else it is itself woken on the idle one;
+ *   - only if some CPU has nothing to run; else there is none that the thread could be moved to;
  *   - a watching thread of the usual policy raises the loop if there is something to do and the
  *     loop does not come to it between two looks, 10 ms apart.  Then bursts are served as ever for a
  *     while, which grows with every such case from 0.1 to 10 seconds, and shrinks with every other.
@@ -68,7 +69,7 @@ struct placement {
     _Atomic int64_t pause;
     int64_t lowered, now, last, row;
     pid_t loop;
-    int epoll;
+    int epoll, loadavg, cpus;
 };
 
 static int64_t now_ns(void)
@@ -130,6 +131,18 @@ void placement_follow(struct placement *place, int64_t tid)
         bind_to(place, cpu);
 }
 
+/* Whether some CPU has nothing to run.  The fourth field: how many threads run or want to. */
+static int some_cpu_is_idle(struct placement *place)
+{
+    char text[128];
+    ssize_t length = pread(place->loadavg, text, sizeof text - 1, 0);
+    text[length > 0 ? length : 0] = 0;
+    char *at = text;
+    for (int field = 1; at && field < 4; field++)
+        at = strchr(at + 1, ' ');
+    return !at || atoi(at + 1) < place->cpus;
+}
+
 static void lower(struct placement *place)
 {
     atomic_store(&place->policy, LOW);
@@ -189,7 +202,8 @@ void placement_beat(struct placement *place, int events)
     }
     place->away = 0;
     if (place->row >= BURST && place->may_lower && place->cpu >= 0 &&
-        atomic_load(&place->policy) == NORMAL && now >= atomic_load(&place->not_before))
+        atomic_load(&place->policy) == NORMAL && now >= atomic_load(&place->not_before) &&
+        some_cpu_is_idle(place))
         lower(place);
 }
 
@@ -250,8 +264,10 @@ static int can_lower(struct placement *place)
     return 1;
 }
 
-/* For the calling thread, the loop; it lasts as long as the process.  Null without memory. */
-struct placement *rf_placement_new(int epoll)
+/* For the calling thread, the loop; it lasts as long as the process.  `cpus` are there: with 0 it
+ * is never lowered, with more than there are without asking whether one is idle.  Null without
+ * memory. */
+struct placement *rf_placement_new(int epoll, int cpus)
 {
     struct placement *place = calloc(1, sizeof *place);
     if (!place)
@@ -263,7 +279,9 @@ struct placement *rf_placement_new(int epoll)
     place->epoll = epoll;
     place->loop = syscall(SYS_gettid);
     place->pause = LEAST_PAUSE / 2;
-    place->may_lower = place->enabled && can_lower(place);
+    place->loadavg = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
+    place->cpus = cpus;
+    place->may_lower = cpus && place->enabled && can_lower(place);
     return place;
 }
 

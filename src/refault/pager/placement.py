@@ -19,6 +19,9 @@ from refault.native import library
 __all__ = ["Bursts", "NativePlacement", "Placement", "placement"]
 
 LOOK_SECONDS = 0.005
+CPUS = {"0": 0, "1": 1 << 30}
+"""What ``REFAULT_SCHED_IDLE`` says: never be SCHED_IDLE; be it in every burst, however busy the
+machine is."""
 
 
 class Bursts(NamedTuple):
@@ -104,14 +107,15 @@ class NativePlacement(Placement):
 
     def __init__(self, native: ctypes.CDLL, epoll: int) -> None:
         super().__init__()
-        native.rf_placement_new.argtypes = (ctypes.c_int,)
+        native.rf_placement_new.argtypes = (ctypes.c_int, ctypes.c_int)
         native.rf_placement_new.restype = ctypes.c_void_p
         native.rf_placement_anywhere.argtypes = (ctypes.c_void_p, ctypes.c_int)
         native.rf_placement_anywhere.restype = None
         native.rf_placement_counts.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
         native.rf_placement_counts.restype = None
         self.native = native
-        self.address = native.rf_placement_new(epoll)
+        cpus = CPUS.get(os.environ.get("REFAULT_SCHED_IDLE", ""), os.cpu_count() or 1)
+        self.address = native.rf_placement_new(epoll, cpus)
         if self.address is None:
             raise MemoryError("no memory for the pager")
 
