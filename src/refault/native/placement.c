@@ -51,8 +51,9 @@ enum { BURST = 8 };
 enum { CALM_MS = 5 };
 static const int64_t GAP = 1000000, AWAY = 20000000, LOOK = 10000000;
 static const int64_t LEAST_PAUSE = 100000000, MOST_PAUSE = 10000000000;
-/* Where a thread is, is looked up after so long; sooner, if faults come more slowly than the
- * same CPU would serve them: after so many in a row, twice as many whenever it had not moved. */
+/* Where a thread is, is looked up after so long; sooner, if some CPU is idle and faults come more
+ * slowly than the same CPU would serve them: after so many in a row, twice as many whenever it
+ * had not moved. */
 static const int64_t LOOK_UP = 5000000, SLOW = 20000;
 enum { FEWEST = 2, MOST = 1024 };
 
@@ -60,6 +61,9 @@ struct placement {
     cpu_set_t allowed;
     int cpu, enabled, anywhere;
     int64_t looked_up, slow, slow_needed;
+
+    int cpus, loadavg, some_idle;
+    int64_t counted;
 
     int may_lower, away;
     _Atomic int32_t policy;
@@ -69,7 +73,7 @@ struct placement {
     _Atomic int64_t pause;
     int64_t lowered, now, last, row;
     pid_t loop;
-    int epoll, loadavg, cpus;
+    int epoll;
 };
 
 static int64_t now_ns(void)
@@ -114,12 +118,29 @@ static void bind_to(struct placement *place, int cpu)
         place->cpu = cpu;
 }
 
+/* Whether some CPU has nothing to run, looked up now and then.  The fourth field of the file: how
+ * many threads run or want to. */
+static int some_cpu_is_idle(struct placement *place)
+{
+    char text[128];
+    if (place->now - place->counted < LOOK_UP)
+        return place->some_idle;
+    place->counted = place->now;
+    ssize_t length = pread(place->loadavg, text, sizeof text - 1, 0);
+    text[length > 0 ? length : 0] = 0;
+    char *at = text;
+    for (int field = 1; at && field < 4; field++)
+        at = strchr(at + 1, ' ');
+    return place->some_idle = !at || atoi(at + 1) < place->cpus;
+}
+
 void placement_follow(struct placement *place, int64_t tid)
 {
     if (!place || !place->enabled || place->anywhere)
         return;
     int64_t now = place->now;
-    if (place->slow < place->slow_needed && now - place->looked_up < LOOK_UP)
+    if (now - place->looked_up < LOOK_UP &&
+        (place->slow < place->slow_needed || !some_cpu_is_idle(place)))
         return;
     int cpu = cpu_of(tid), moved = cpu != place->cpu;
     place->looked_up = now;
@@ -129,18 +150,6 @@ void placement_follow(struct placement *place, int64_t tid)
         place->slow_needed = MOST;
     if (moved && cpu >= 0 && cpu < CPU_SETSIZE && CPU_ISSET(cpu, &place->allowed))
         bind_to(place, cpu);
-}
-
-/* Whether some CPU has nothing to run.  The fourth field: how many threads run or want to. */
-static int some_cpu_is_idle(struct placement *place)
-{
-    char text[128];
-    ssize_t length = pread(place->loadavg, text, sizeof text - 1, 0);
-    text[length > 0 ? length : 0] = 0;
-    char *at = text;
-    for (int field = 1; at && field < 4; field++)
-        at = strchr(at + 1, ' ');
-    return !at || atoi(at + 1) < place->cpus;
 }
 
 static void lower(struct placement *place)
