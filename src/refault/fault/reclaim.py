@@ -181,13 +181,14 @@ def evict_units(
         Why a unit could not be written back; such units stay, dirty.
     """
     flags = mapping.flags
-    chosen = [
-        index
-        for index in sorted(set(indexes))
-        if flags[index] & PG_UPTODATE and mapping.evictable(index)
-    ]
-    drop_units(machine, mapping, [i for i in chosen if not flags[i] & PG_DIRTY], ghost=ghost)
-    dirty = [index for index in chosen if flags[index] & PG_DIRTY and mapping.trylock_page(index)]
+    clean: list[int] = []
+    dirty: list[int] = []
+    for index in sorted(set(indexes)):
+        state = flags[index]
+        if state & PG_UPTODATE and mapping.evictable(index):
+            (dirty if state & PG_DIRTY else clean).append(index)
+    drop_units(machine, mapping, clean, ghost=ghost)
+    dirty = [index for index in dirty if mapping.trylock_page(index)]
     if not dirty:
         return None
     failed = yield from write_units(machine, mapping, dirty, task)

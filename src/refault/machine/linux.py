@@ -410,12 +410,15 @@ class LinuxMachine:
         assert isinstance(mapping, LinuxMapping)
         # Whole units, the last one too: of a page that is punched in part the rest stays, as zeros.
         shift = mapping.page_shift
-        ranges = [(first << shift, (last - first) << shift) for first, last in runs]
         done = 0
         if self.native is not None:
-            pairs = array("q", [number for one in ranges for number in one])
-            done = self.native.rf_punch(mapping.memfd, pairs.buffer_info()[0], len(ranges))
-        for start, length in ranges[done:]:
+            pairs = array("q")
+            for first, last in runs:
+                pairs.append(first << shift)
+                pairs.append((last - first) << shift)
+            done = self.native.rf_punch(mapping.memfd, pairs.buffer_info()[0], len(runs))
+        for first, last in runs[done:]:
+            start, length = first << shift, (last - first) << shift
             if _fallocate(mapping.memfd, _PUNCH_HOLE_KEEP_SIZE, start, length):
                 number = ctypes.get_errno()
                 raise OSError(

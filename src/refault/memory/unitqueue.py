@@ -71,14 +71,24 @@ class UnitQueue:
         words[index] = words[index] & KIND | self.base + len(self.entries) << PLACE
         self.entries.append(index)
 
-    def pop(self, words: Words) -> int:
-        """Take the oldest unit out; there is one."""
-        while not self.counts(words, self.head):
-            self.head += 1
-        index = self.entries[self.head]
-        self.head += 1
-        self.live -= 1
-        return index
+    def forget(self, words: Words, count: int) -> None:
+        """Take the `count` oldest units out; nothing is known about them any more."""
+        entries, base, kind, kinds, at = self.entries, self.base, self.kind, self.kinds, self.head
+        sparse = isinstance(words, dict)
+        left = count
+        while left:
+            index = entries[at]
+            word = words[index]
+            if word >> PLACE == base + at and word & kinds == kind:
+                if sparse:
+                    del words[index]
+                else:
+                    words[index] = 0
+                left -= 1
+            at += 1
+        self.head = at
+        self.live -= count
+        self.cut()
 
     def hand_over(self, words: Words, count: int, other: UnitQueue) -> None:
         """Move the `count` oldest units to the young end of another queue."""

@@ -288,10 +288,7 @@ class WorkingSet:
 
     def _forget_ghosts(self) -> None:
         """No more ghosts than we may have, the oldest ones go."""
-        ghosts = self.ghosts
-        while ghosts.live > self.max_ghosts:
-            self._forget(ghosts.pop(self.words))
-        ghosts.cut()
+        self.ghosts.forget(self.words, max(0, self.ghosts.live - self.max_ghosts))
 
 
 def _all_but(newest: int, usable: Callable[[int], bool]) -> Callable[[int], bool]:
