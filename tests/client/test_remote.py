@@ -97,6 +97,28 @@ def test_requests_run_side_by_side_and_no_more_than_said() -> None:
         assert 24 <= server.most <= 32
 
 
+def demand(url: str, prefetched: str) -> None:
+    """Touch one page while many others are read for nobody, none of which is answered before."""
+    import refault
+    from refault.stores import Obstore, Policy
+
+    store = Obstore.from_url(url, policy=Policy(parallel=4, timeout=50))
+    x = refault.open(store, resident="64MiB")
+    region = refault.region(x)
+    for row in range(32, 1900, 32):
+        region.prefetch(x[row])
+    if prefetched:
+        region.prefetch(x[2000])
+    assert x[2000, 0] == (1 + 2000 * 4096) % 251
+
+
+@pytest.mark.parametrize("prefetched", ["", "prefetched"])
+def test_what_is_waited_for_goes_before_what_is_read_ahead(prefetched: str) -> None:
+    with object_server(npy(), until=128 + 2000 * 4096) as server:
+        run(demand, server.url, prefetched, timeout=25)
+        assert server.asked.is_set()
+
+
 def test_an_array_in_s3(s3: S3) -> None:
     run(compare, s3.put("array.npy", npy()), "", json.dumps(s3.options))
 

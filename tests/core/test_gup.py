@@ -336,6 +336,23 @@ def test_prefetch_waits_for_nothing(attempts: list[tuple[int, int]]) -> None:
     world.check_quiet()
 
 
+def test_a_read_is_demanded_by_who_waits_for_it() -> None:
+    world = World()
+    world.run(lambda t: prefetch(world.machine, world.mm, t, world.address(0), world.address(8)))
+    world.settle()
+    assert len(world.machine.reads) == 8
+    assert not world.machine.demanded
+    world.fault(5)
+    world.settle()
+    assert world.machine.demanded == [(world.mapping, 5)]
+    bring_in(world, 2, 4)
+    world.settle()
+    assert world.machine.demanded[1:] == [(world.mapping, 2)]
+    world.finish_everything()
+    assert [index for _, index in world.machine.demanded[2:]] == [3]
+    world.check_quiet()
+
+
 # -- readahead -----------------------------------------------------------------------------
 
 

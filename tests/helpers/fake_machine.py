@@ -103,6 +103,7 @@ class FakeMachine:
         self.swap: dict[tuple[Mapping, int], int] = {}
         self.tables: dict[tuple[Vma, int], bool] = {}
         self.reads: list[tuple[Mapping, int]] = []
+        self.demanded: list[tuple[Mapping, int]] = []
         self.writes: list[tuple[Mapping, int, int, dict[int, int]]] = []
         self.pauses: list[PageError] = []
         self.auto_reclaim = True
@@ -157,6 +158,10 @@ class FakeMachine:
         assert mapping.flags[index] & PG_LOCKED
         assert (mapping, index) not in self.reads, "read twice at once"
         self.reads.append((mapping, index))
+
+    def demand_read(self, mapping: Mapping, index: int) -> None:
+        assert mapping.flags[index] & PG_READING
+        self.demanded.append((mapping, index))
 
     def submit_write(self, mapping: Mapping, first: int, last: int) -> None:
         self.calls.append(("submit_write", first, last))

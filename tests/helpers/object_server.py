@@ -46,6 +46,8 @@ class ObjectServer:
         So many requests have no fault.
     hang_first
         The first request for each range is never answered, the second one is.
+    until
+        Nothing but what is spared is answered before this byte has been asked for.
     latency
         Seconds before each answer.
     wanted, queries
@@ -63,6 +65,7 @@ class ObjectServer:
     faults: dict[str, float] = dataclasses.field(default_factory=dict)
     spared: int = 1
     hang_first: bool = False
+    until: int | None = None
     stop_at: int = 0
     stop_seconds: float = 0.0
     latency: float = 0.0
@@ -77,6 +80,7 @@ class ObjectServer:
         self.random = random.Random(1)
         self.lock = threading.Lock()
         self.closing = threading.Event()
+        self.asked = threading.Event()
         self.seen: set[str] = set()
         self.connections: set[socket.socket] = set()
         self.port = 0
@@ -102,6 +106,15 @@ class ObjectServer:
                     self.failed += 1
                     return name
             return None
+
+    def hold(self, start: int, end: int) -> None:
+        """Wait until the byte `until` has been asked for."""
+        if self.until is None or self.requests <= self.spared:
+            return
+        if start <= self.until < end:
+            self.asked.set()
+        while not self.asked.is_set() and not self.closing.is_set():
+            self.asked.wait(0.05)
 
     def stop_now(self) -> bool:
         """Whether this is the request at which the server stops for a while."""
@@ -208,6 +221,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(200, state.data)
         low, _, high = asked.partition("=")[2].partition("-")
         start, end = int(low), min(int(high) + 1, end)
+        state.hold(start, end)
         if start >= len(state.data):
             return self.answer(416, b"")
         if fault == "less":

@@ -90,6 +90,9 @@ class World:
     def submit_read(self, mapping: Mapping, index: int) -> None:
         self.did.append("begins the read")
 
+    def demand_read(self, mapping: Mapping, index: int) -> None:
+        pass
+
     def submit_write(self, mapping: Mapping, first: int, last: int) -> None:
         self.did.append("begins a write")
 

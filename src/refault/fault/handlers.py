@@ -18,6 +18,10 @@ it is in store or swap          read it at once if that needs no waiting; else b
                                 the read and wait for it
 ==============================  ==================================================
 
+Every read begins as one that nobody waits for, and that it is waited for is said at one place,
+where the wait begins (`Machine.demand_read`): readahead, prefetches and working sets come with
+RETRY_NOWAIT and never get there.
+
 Waiting follows the mail.  With RETRY_NOWAIT nobody waits.  The first try gives
 the lock up and returns RETRY when it wakes.  Later tries keep it, and when they
 wake they look again, in place.
@@ -122,6 +126,8 @@ def handle_mm_fault(vmf: Fault) -> Waits[int]:
     while True:
         if flags[index] & PG_READING:
             major = VM_FAULT_MAJOR
+            if not vmf.flags & FAULT_FLAG_RETRY_NOWAIT:
+                vmf.machine.demand_read(vmf.mapping, index)
             stop = yield from wait_for(
                 vmf, vmf.mapping.page_queue(index), WaitReason.READ, in_place=True
             )

@@ -57,6 +57,9 @@ class Machine(Protocol):
     def submit_read(self, mapping: Mapping, index: int) -> None:
         """Begin to fill a locked, charged unit; `Mapping.end_read` follows."""
 
+    def demand_read(self, mapping: Mapping, index: int) -> None:
+        """Somebody waits for a read that has begun: it goes before those that nobody waits for."""
+
     def submit_write(self, mapping: Mapping, first: int, last: int) -> None:
         """Begin to write units back; `Mapping.end_writeback` of each follows."""
 

@@ -88,6 +88,9 @@ class _Recorder:
     def submit_read(self, mapping: Mapping, index: int) -> None:
         raise _NotInATable
 
+    def demand_read(self, mapping: Mapping, index: int) -> None:
+        raise _NotInATable
+
     def submit_write(self, mapping: Mapping, first: int, last: int) -> None:
         raise _NotInATable
 

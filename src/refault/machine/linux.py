@@ -53,6 +53,7 @@ from .uffd import (
     RangeGone,
     Userfaultfd,
 )
+from .urgency import Urgency
 
 __all__ = ["LinuxAddressSpace", "LinuxMachine", "LinuxMapping", "Services"]
 
@@ -85,8 +86,15 @@ class Services(Protocol):
         mapping: LinuxMapping,
         work: Callable[[], Any],
         done: Callable[[Any, BaseException | None], None],
-    ) -> None:
-        """Run `work` in a thread of the mapping's lane, then `done` in the loop."""
+        urgency: Urgency,
+    ) -> Callable[[], None]:
+        """Run `work` in a thread of the mapping's lane, then `done` in the loop.
+
+        Returns
+        -------
+        callable
+            To be called when somebody waits for it who did not before.
+        """
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> object:
         """Call `call` in the loop after so many seconds."""
@@ -165,6 +173,8 @@ class LinuxMapping(Mapping):
         self.page_size_given = False
         self.write_pause: PageError | None = None
         self.write_end: BaseException | None = None
+        self.demanded: set[int] = set()
+        self.begun_ahead: dict[int, Callable[[], None]] = {}
         self.users = 0
         self.held = 0
         self.warned = -math.inf
@@ -466,6 +476,17 @@ class LinuxMachine:
         assert isinstance(mapping, LinuxMapping)
         self.plugged.setdefault(mapping, []).append(index)
 
+    def demand_read(self, mapping: Mapping, index: int) -> None:
+        """Somebody waits for a read, see `Machine.demand_read`.
+
+        Neighbours that were joined to the same read come with it.
+        """
+        assert isinstance(mapping, LinuxMapping)
+        mapping.demanded.add(index)
+        hurry = mapping.begun_ahead.pop(index, None)
+        if hurry is not None:
+            hurry()
+
     def unplug(self) -> None:
         """Send the reads and writes collected since the last turn to the threads."""
         while self.plugged_writes:
@@ -512,13 +533,20 @@ class LinuxMachine:
 
         def done(_: None, error: BaseException | None) -> None:
             mapping.leave()
+            if ahead:
+                for index in run:
+                    mapping.begun_ahead.pop(index, None)
             if not mapping.closed:
                 mapping.counters.swap_reads += len(run) if swapped else 0
                 mapping.counters.store_reads += not swapped
                 self._end_read(mapping, run, error)
 
         mapping.enter()
-        self.services.submit(mapping, work, done)
+        ahead = mapping.demanded.isdisjoint(run)
+        urgency = Urgency.AHEAD if ahead else Urgency.DEMAND
+        hurry = self.services.submit(mapping, work, done, urgency)
+        if ahead:
+            mapping.begun_ahead.update(dict.fromkeys(run, hurry))
 
     def _end_read(self, mapping: LinuxMapping, run: list[int], error: BaseException | None) -> None:
         if error is not None and len(run) > 1:
@@ -536,6 +564,7 @@ class LinuxMachine:
                 mapping.counters.bytes_read += end - start
             else:
                 self.punch(mapping, [(index, index + 1)])
+            mapping.demanded.discard(index)
             mapping.end_read(index, error, permanent=bool(getattr(error, "permanent", False)))
             if error is not None:
                 self.read_failed(mapping, index)
@@ -602,7 +631,7 @@ class LinuxMachine:
             mapping.end_writeback(units, error)
 
         mapping.enter()
-        self.services.submit(mapping, work, done)
+        self.services.submit(mapping, work, done, Urgency.WRITE)
 
     def end_writes(self, mapping: LinuxMapping, error: BaseException) -> None:
         """Wait for no write of a mapping any longer: all that run, and all to come, have failed."""

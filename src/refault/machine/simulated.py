@@ -203,6 +203,9 @@ class SimulatedMachine:
         self.io.append(Io(mapping, index, index + 1, write=False, swap=swap))
         self._allocate(mapping, index, HALF)
 
+    def demand_read(self, mapping: Mapping, index: int) -> None:
+        """Any order of the reads may be the next one: see `Machine.demand_read`."""
+
     def submit_write(self, mapping: Mapping, first: int, last: int) -> None:
         """Begin to write units back, see `Machine.submit_write`."""
         self.io.append(Io(mapping, first, last, write=True, swap=mapping.private))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from refault.errors import StoreError, UsageError
 from refault.fault.reclaim import evict_units, reclaim, sync_units, wanted
 from refault.machine.linux import LinuxAddressSpace, LinuxMachine, LinuxMapping, say
 from refault.machine.server import MappingRecord
+from refault.machine.urgency import Urgency
 from refault.memory.budget import Budget
 from refault.memory.page import PG_LOCKED, PG_UPTODATE, PG_WRITEBACK
 from refault.memory.vma import Vma
@@ -121,9 +123,11 @@ class Pager:
         mapping: LinuxMapping,
         work: Callable[[], Any],
         done: Callable[[Any, BaseException | None], None],
-    ) -> None:
-        """Run `work` in a thread of the mapping's lane."""
-        self.lanes[mapping].submit(work, done)
+        urgency: Urgency,
+    ) -> Callable[[], None]:
+        """Run `work` in a thread of the mapping's lane; call what is returned to hurry it."""
+        lane = self.lanes[mapping]
+        return functools.partial(lane.hurry, lane.submit(work, done, urgency))
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> object:
         """Set a timer."""
