@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from refault.client.safetensors import load_safetensors
     from refault.client.snapshot import Snapshot, snapshot
     from refault.client.statistics import RegionStatistics
+    from refault.client.taking import take
 
 __all__ = [
     "Checkpoint",
@@ -54,6 +55,7 @@ __all__ = [
     "open",
     "region",
     "snapshot",
+    "take",
     "zeros",
 ]
 
@@ -75,6 +77,7 @@ _HOMES = {
     "open": "client.opening",
     "region": "client.region",
     "snapshot": "client.snapshot",
+    "take": "client.taking",
     "zeros": "client.creating",
 }
 

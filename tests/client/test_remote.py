@@ -67,6 +67,20 @@ def test_an_array_behind_http() -> None:
         run(compare, server.url)
 
 
+def first_elements(url: str, row: str) -> None:
+    import refault
+
+    assert refault.open(url, resident="1MiB")[int(row), 0] == (1 + int(row) * 4096) % 251
+
+
+@pytest.mark.parametrize(("row", "requests"), [(0, 1), (2047, 2)])
+def test_first_element_takes_two_requests_at_most(row: int, requests: int) -> None:
+    """The header comes with size, version and the first bytes."""
+    with object_server(npy()) as server:
+        run(first_elements, server.url, str(row))
+        assert server.requests == requests
+
+
 def joined(url: str) -> None:
     import refault
 

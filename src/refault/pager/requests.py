@@ -17,7 +17,7 @@ from refault.fault.reclaim import evict_units, sync_units
 from refault.machine.linux import LinuxMapping
 from refault.memory.touched import Touched
 from refault.memory.vma import Vma
-from refault.memory.wait import Signal, Waits
+from refault.memory.wait import RESCHEDULE, Signal, TaskState, Waits
 from refault.stores.base import Store
 from refault.stores.file import FileStore
 from refault.stores.fill import FillStore
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from .service import Pager, Region
 
 __all__ = ["Request", "handle"]
+
+TURN_RANGES = 64
+"""So many ranges are begun in one turn of the loop; neighbours among them are read together."""
 
 
 class Request:
@@ -463,6 +466,52 @@ def _populate(request: Request, message: wire.Populate | wire.Pin, fds: list[int
     request.run(what, work)
 
 
+def _begin_range(request: Request, vma: Vma, task: PagerTask, start: int, end: int) -> Waits[None]:
+    if not (yield from vma.lock.down_read(task, TaskState.INTERRUPTIBLE)):
+        return
+    try:
+        if not vma.detached:
+            machine = request.client.pager.machine
+            yield from gup.readahead(machine, vma, task, *vma.units(start, end))
+    finally:
+        vma.lock.up_read()
+
+
+def _populate_ranges(request: Request, message: wire.PopulateRanges, fds: list[int]) -> None:
+    region, vma = _attached(request, message.region)
+    client = request.client
+    machine, mm = client.pager.machine, client.mm
+    assert mm is not None
+    numbers = array("q", message.ranges)
+    top = min(region.map_length, vma.end - vma.start)
+    ranges = [
+        (max(0, start), min(end, top))
+        for start, end in zip(numbers[::2], numbers[1::2], strict=True)
+        if max(0, start) < min(end, top)
+    ]
+
+    def work(task: PagerTask) -> Waits[wire.Reply]:
+        timer = _with_deadline(request, region, task)
+        try:
+            for number, (start, end) in enumerate(ranges):
+                yield from _no_windows(request, region, *region.units(start, end))
+                yield from _begin_range(request, vma, task, start, end)
+                if number % TURN_RANGES == TURN_RANGES - 1:
+                    yield RESCHEDULE
+            for start, end in ranges:
+                low, high = vma.start + start, vma.start + end
+                foll = Foll.INTERRUPTIBLE | Foll.REMOTE
+                outcome = yield from gup.fault_in(machine, mm, task, low, high, foll)
+                if outcome.done < high:
+                    raise _gup_failed(request, vma, outcome, "take")
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return wire.Done(sum(end - start for start, end in ranges))
+
+    request.run("take", work)
+
+
 def _no_windows(request: Request, region: Region, first: int, last: int) -> Waits[None]:
     """Give back what the file itself is mapped over: these pages are meant to be ours."""
     vma = region.vma
@@ -707,6 +756,7 @@ _HANDLERS: dict[type, Callable[[Request, Any, list[int]], None]] = {
     wire.Agent: _agent,
     wire.Detach: _detach,
     wire.Populate: _populate,
+    wire.PopulateRanges: _populate_ranges,
     wire.Pin: _populate,
     wire.Prefetch: _prefetch,
     wire.PrefetchRanges: _prefetch_ranges,

@@ -44,6 +44,7 @@ __all__ = [
     "ObjectSource",
     "Pin",
     "Populate",
+    "PopulateRanges",
     "Prefetch",
     "PrefetchRanges",
     "Reply",
@@ -199,6 +200,16 @@ class Populate(msgspec.Struct, tag=True, frozen=True):
     write: bool = False
 
 
+class PopulateRanges(msgspec.Struct, tag=True, frozen=True):
+    """Begin to read pages here and there, then wait until all are present.  -> `Done`
+
+    `ranges` are int64 pairs, bytes of the region, in order; no more than `CHANGED_RANGES`.
+    """
+
+    region: int
+    ranges: bytes
+
+
 class Prefetch(msgspec.Struct, tag=True, frozen=True):
     """Begin to read pages; wait for nothing.  -> `Done` (value: bytes begun)"""
 
@@ -323,6 +334,7 @@ Request: TypeAlias = (
     | Agent
     | Detach
     | Populate
+    | PopulateRanges
     | Prefetch
     | PrefetchRanges
     | Pin
