@@ -20,7 +20,8 @@ What else a store may have, each on its own:
     Returns a buffer of its own with so many bytes, and is asked instead of `read_into`: for
     libraries that allocate what they return.
 ``parallel``
-    How many reads at a time suit it; 8 if it does not say.
+    How many reads at a time suit it; 8 if it does not say.  An eighth of them, and one at least if
+    there are two, is left to pages that somebody waits for.
 ``read_bytes``
     How many bytes of neighbouring pages should be joined to one read, at most 2 MiB; 1 MiB if it
     does not say.  With `parallel` it says that the store is far away: then
