@@ -29,7 +29,7 @@ BATCH_PART = 4
 """What is read at a time is one part in so many of what may be resident."""
 
 BATCH_BYTES = 64 << 20
-"""The same, if the region itself has no bound."""
+"""What is read at a time, at most."""
 
 
 def take(
@@ -62,8 +62,9 @@ def take(
 
     Notes
     -----
-    All pages are asked for before the first one is waited for, as many at a time as the store
-    takes (`refault.stores.Policy`) and a quarter of `resident` has room for.  Who waits here waits
+    The places are visited in the order of their addresses, in batches of a quarter of what may be
+    resident (64 MiB at most).  All pages of a batch are asked for before the first one is waited
+    for, as many at a time as suits the store (`refault.stores.Policy`).  Who waits here waits
     without the GIL, and can be interrupted.
 
     Examples
@@ -118,9 +119,13 @@ class _Taking:
     def __init__(self, source: Region) -> None:
         assert source._memory is not None
         self.memory = source._memory
-        counted = source.statistics()
-        self.page_size = counted.page_size
-        self.room = BATCH_BYTES if counted.budget < 0 else counted.budget // BATCH_PART
+        self.page_size = source.page_size
+        self.room = BATCH_BYTES
+        for number in (self.memory.number, None):
+            counted = self.memory.connection.call(messages.Statistics(number)).value
+            assert isinstance(counted, dict)
+            if counted["budget"] >= 0:
+                self.room = min(self.room, int(counted["budget"]) // BATCH_PART)
 
     def take(
         self, there: npt.NDArray[Any], here: npt.NDArray[Any], flat: npt.NDArray[np.intp]
