@@ -128,7 +128,6 @@ def test_a_failed_save_gives_its_snapshot_back(tmp_path: Path) -> None:
         import refault
         import refault.client.snapshot as module
         from refault.checkpoints import instant
-        from refault.client.region import Region
 
         place = sys.argv[1]
         x = refault.zeros(1 << 20, "i4", resident="2MiB")
@@ -139,21 +138,21 @@ def test_a_failed_save_gives_its_snapshot_back(tmp_path: Path) -> None:
             open(f"{place}/chunks", "w").close()
             x[5] = -1
             failed = []
-            populate, read_memory = Region.populate, instant.read_memory
+            read_snapshot = instant.read_snapshot
 
             def fail(*args):
                 raise refault.StoreError("out of ink")
 
             for number in range(3):
                 if number == 1:
-                    instant.read_memory, Region.populate = lambda *_: False, fail
+                    instant.read_snapshot = fail
                 save = ck.save({"x": x})
                 try:
                     save.result(60)
                 except refault.StoreError as error:
                     failed.append((save, error))
             assert len(failed) == 3
-            instant.read_memory, Region.populate = read_memory, populate
+            instant.read_snapshot = read_snapshot
             assert "out of ink" in str(failed[1][1])
             # They keep nothing of the memory, although they are kept.
             kept = [one for one in gc.get_objects() if isinstance(one, module.Snapshot)]

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from refault.client.copying import SharedBuffer
 from refault.errors import UsageError
 
 __all__ = ["UNIT", "FakeMemory"]
@@ -27,6 +28,8 @@ class FakeMemory:
     ----------
     snapshots, marks
         That are open.
+    read_ranges
+        Parts of snapshots that were read: bytes of an array.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,9 +38,10 @@ class FakeMemory:
         self.regions: list[FakeRegion] = []
         self.snapshots: set[FakeSnapshot] = set()
         self.marks: set[FakeMark] = set()
+        self.read_ranges: list[tuple[int, int]] = []
         monkeypatch.setattr(instant, "snapshot", self.snapshot)
         monkeypatch.setattr(instant, "region", self.region)
-        monkeypatch.setattr(instant, "read_memory", self.read)
+        monkeypatch.setattr(instant, "read_snapshot", self.read)
 
     def array(self, content: npt.ArrayLike) -> npt.NDArray[Any]:
         """An array in a region of its own."""
@@ -51,9 +55,18 @@ class FakeMemory:
                 return region
         raise UsageError("the array lies in no region")
 
-    def read(self, spans: Sequence[tuple[int, int]], address: int) -> bool:
-        """As on a machine where system calls get no pages."""
-        return False
+    def read(
+        self,
+        snapshot: FakeSnapshot,
+        array: npt.NDArray[Any],
+        ranges: Sequence[tuple[int, int]],
+        buffer: SharedBuffer,
+    ) -> None:
+        content, at = _bytes(snapshot[array]), 0
+        for start, end in ranges:
+            buffer.data[at : at + end - start] = content[start:end].data
+            at += end - start
+        self.read_ranges += ranges
 
     def snapshot(self, *arrays: npt.NDArray[Any]) -> FakeSnapshot:
         return FakeSnapshot(self, arrays)
@@ -62,10 +75,6 @@ class FakeMemory:
 class FakeRegion:
     def __init__(self, array: npt.NDArray[Any]) -> None:
         self.array = array
-        self.populated: list[npt.NDArray[Any]] = []
-
-    def populate(self, where: npt.NDArray[Any]) -> None:
-        self.populated.append(where)
 
 
 class FakeSnapshot:

@@ -429,7 +429,14 @@ class Checkpoints:
             session = self._repository.writable_session(branch)
             # A new branch begins with a checkpoint that may be the tip of another one.
             tips = (tip for tip in self._tips.values() if tip.id == session.snapshot_id)
-            writer = Writer(instant, layouts, next(tips, None), self._level, save._report)
+            writer = Writer(
+                instant,
+                layouts,
+                next(tips, None),
+                self._level,
+                self._location.requests,
+                save._report,
+            )
             stack.callback(writer.close)
             ours: dict[str, Any] = {
                 "version": __version__,

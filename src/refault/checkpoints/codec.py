@@ -6,7 +6,7 @@ because zarr takes ten times as long for a small chunk, and 200 ms to import.
 
 from __future__ import annotations
 
-from refault.stores.codec import zstd_module
+from refault.stores.codec import compress, zstd_module
 
 __all__ = ["CHECKSUM", "Damaged", "decode", "encode"]
 
@@ -31,7 +31,7 @@ def encode(data: memoryview, length: int, level: int | None) -> bytes:
     raw: memoryview | bytes = data
     if len(data) < length:
         raw = bytes(data) + bytes(length - len(data))
-    stored = bytes(raw) if level is None else zstd_module().compress(raw, level)
+    stored = bytes(raw) if level is None else compress(raw, level)
     return stored + int(crc32c(stored)).to_bytes(CHECKSUM, "little")
 
 

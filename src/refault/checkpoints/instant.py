@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from refault.client.libc import read_memory
+from refault.client.copying import SharedBuffer, read_snapshot
 from refault.client.marks import Mark
 from refault.client.region import Region, region
 from refault.client.snapshot import Snapshot, snapshot
@@ -55,14 +55,19 @@ class Instant:
         self.places = {name: place_of(array) for name, array in arrays.items()}
         paged = [array for name, array in arrays.items() if self.places[name] is not None]
         self._snapshot: Snapshot | None = snapshot(*paged) if paged else None
+        self._buffers: list[SharedBuffer] = []
         try:
-            self._bytes = {name: self._as_bytes(name, array) for name, array in arrays.items()}
+            self._copied = {
+                name: _as_bytes(array.copy(order="K"))
+                for name, array in arrays.items()
+                if self.places[name] is None
+            }
         except BaseException:
             self.close()
             raise
 
     def read(self, name: str, spans: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
-        """Yield some parts of an array's memory, and wait for them without the GIL.
+        """Yield some parts of an array's memory, each good until the last one has been looked at.
 
         Parameters
         ----------
@@ -74,29 +79,29 @@ class Instant:
         Raises
         ------
         StoreError
-            A page could not be read; it would be a SIGBUS if the page was just touched.
+            A page could not be read.
         """
-        whole = self._bytes[name]
-        if self.places[name] is None:
+        if self._snapshot is None or self.places[name] is None:
+            whole = self._copied[name]
             for start, stop in spans:
                 yield whole.data[start:stop]
             return
-        buffer = np.empty(sum(stop - start for start, stop in spans), np.uint8)
-        base = whole.ctypes.data
-        if not read_memory([(base + a, b - a) for a, b in spans], buffer.ctypes.data):
-            self._read_slowly(whole, spans, buffer)
+        total = sum(stop - start for start, stop in spans)
+        buffer = self._buffer(total)
+        read_snapshot(self._snapshot, self._arrays[name], list(spans), buffer)
         at = 0
         for start, stop in spans:
             yield buffer.data[at : at + stop - start]
             at += stop - start
+        self._buffers.append(buffer)
 
-    def _read_slowly(self, whole: Bytes, spans: Sequence[tuple[int, int]], buffer: Bytes) -> None:
-        at = 0
-        for start, stop in spans:
-            part = whole[start:stop]
-            region(part).populate(part)
-            buffer[at : at + len(part)] = part
-            at += len(part)
+    def _buffer(self, length: int) -> SharedBuffer:
+        """One that was used before, if it is long enough."""
+        try:
+            buffer = self._buffers.pop()
+        except IndexError:
+            return SharedBuffer(length)
+        return buffer if len(buffer) >= length else SharedBuffer(length)
 
     def changed(self, name: str, since: Mark) -> list[tuple[int, int]]:
         """Which bytes of an array have been written to since a mark."""
@@ -111,8 +116,9 @@ class Instant:
 
     def close(self) -> None:
         """Give the snapshot back."""
-        self._bytes = {}
+        self._copied = {}
         self._arrays = {}
+        self._buffers = []
         if self._snapshot is not None:
             self._snapshot.close()
 
@@ -131,10 +137,7 @@ class Instant:
             error = error.__context__
         self.close()
 
-    def _as_bytes(self, name: str, array: npt.NDArray[Any]) -> Bytes:
-        if self.places[name] is None or self._snapshot is None:
-            frozen: npt.NDArray[Any] = array.copy(order="K")
-        else:
-            frozen = self._snapshot[array]
-        flat = frozen if frozen.flags.c_contiguous else frozen.T
-        return flat.reshape(-1).view(np.uint8)
+
+def _as_bytes(array: npt.NDArray[Any]) -> Bytes:
+    flat = array if array.flags.c_contiguous else array.T
+    return flat.reshape(-1).view(np.uint8)

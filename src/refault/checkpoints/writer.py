@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .ahead import Ahead
 from .codec import encode
 from .grid import Grid
 from .instant import Instant
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Writer"]
 
-IN_FLIGHT = 64 << 20
-"""Bytes of chunks that are on their way at a time."""
-REQUESTS = 128
-"""Chunks that are on their way at a time, at most."""
+IN_FLIGHT = 32 << 20
+"""Bytes of chunks that are worked on or on their way, at a time."""
+THREADS = 2
+"""That encode: one waits for the pager while the other one works on what is there."""
 FAST = -1
 """Level of zstd for an array that was stored compressed, if no level is given now."""
 
@@ -51,6 +51,8 @@ class Writer:
         What is known of what the session holds; None: nothing.
     level
         Of zstd, for arrays that are compressed; None: the default.
+    requests
+        Chunks that are on their way at a time, at most.
     progress
         Is told bytes done, and bytes in all.
 
@@ -68,6 +70,7 @@ class Writer:
         layouts: dict[str, Layout],
         tip: Tip | None,
         level: int | None,
+        requests: int,
         progress: Callable[[int, int], None],
     ) -> None:
         self.arrays: dict[str, KnownArray] = {}
@@ -76,6 +79,7 @@ class Writer:
         self._layouts = layouts
         self._tip = {} if tip is None else tip.arrays
         self._level = FAST if level is None else level
+        self._requests = requests
         self._progress = progress
         self._lock = threading.Lock()
 
@@ -127,36 +131,53 @@ class Writer:
         return list(range(layout.grid.chunks))
 
     async def _write_all(self, store: IcechunkStore, work: list[tuple[str, list[int]]]) -> None:
-        self._pending: set[asyncio.Future[None]] = set()
-        with Ahead(self._encode) as ahead:
+        largest = max((self.arrays[name].layout.grid.chunk_bytes for name, _ in work), default=1)
+        writers = max(1, min(self._requests, IN_FLIGHT // largest))
+        batches = self._batches(work, writers)
+        with ThreadPoolExecutor(THREADS, "refault-checkpoints") as threads:
+            tasks = [
+                asyncio.ensure_future(self._write_some(store, batches, threads))
+                for _ in range(writers)
+            ]
             try:
-                for name, numbers in work:
-                    await self._write_array(store, name, numbers, ahead)
-                await self._wait_until(0)
+                await asyncio.gather(*tasks)
             finally:
-                for one in self._pending:
-                    one.cancel()
+                for task in tasks:
+                    task.cancel()
 
-    async def _write_array(
-        self, store: IcechunkStore, name: str, numbers: list[int], ahead: Ahead[list[Changed]]
+    def _batches(
+        self, work: list[tuple[str, list[int]]], writers: int
+    ) -> Iterator[tuple[str, list[int]]]:
+        """Chunks in order, so many that all writers have some."""
+        for name, numbers in work:
+            room = IN_FLIGHT // writers // self.arrays[name].layout.grid.chunk_bytes
+            most = max(1, min(room, -(-len(numbers) // writers)))
+            for first in range(0, len(numbers), most):
+                yield name, numbers[first : first + most]
+
+    async def _write_some(
+        self,
+        store: IcechunkStore,
+        batches: Iterator[tuple[str, list[int]]],
+        threads: ThreadPoolExecutor,
     ) -> None:
+        """Write chunks one after the other, while others do the same."""
         from zarr.core.buffer.cpu import Buffer
 
-        known = self.arrays[name]
-        grid = known.layout.grid
-        most = max(1, min(REQUESTS, IN_FLIGHT // grid.chunk_bytes))
-        for changed in ahead.results(name, grid, numbers):
-            for number, found, stored in changed:
-                await self._wait_until(most - 1)
-                call = store.set(f"{name}/{grid.key(number)}", Buffer.from_bytes(stored))
-                self._pending.add(asyncio.ensure_future(call))
-                self.written += len(stored)
-                known.remember(number, found)
+        loop = asyncio.get_running_loop()
+        for name, numbers in batches:
+            known = self.arrays[name]
+            for one in await loop.run_in_executor(threads, self._encode, name, numbers):
+                key = f"{name}/{known.layout.grid.key(one.number)}"
+                await store.set(key, Buffer.from_bytes(one.stored))
+                self.written += len(one.stored)
+                known.remember(one.number, one.digest)
             self._progress(self._done, self._total)
 
-    def _encode(self, name: str, grid: Grid, numbers: Sequence[int]) -> list[Changed]:
+    def _encode(self, name: str, numbers: Sequence[int]) -> list[Changed]:
         """In a thread: encode those of some chunks that have changed."""
         known = self.arrays[name]
+        grid = known.layout.grid
         level = self._level if known.layout.compressed else None
         spans = [grid.span(number) for number in numbers]
         changed = []
@@ -167,15 +188,6 @@ class Writer:
         with self._lock:
             self._done += sum(stop - start for start, stop in spans)
         return changed
-
-    async def _wait_until(self, most: int) -> None:
-        """Wait until no more than `most` chunks are on their way."""
-        while len(self._pending) > most:
-            done, self._pending = await asyncio.wait(
-                self._pending, return_when=asyncio.FIRST_COMPLETED
-            )
-            for one in done:
-                one.result()
 
 
 def _length(grid: Grid, numbers: Iterable[int]) -> int:

@@ -10,7 +10,6 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Sequence
 
 from refault.errors import KernelError
 
@@ -18,7 +17,6 @@ __all__ = [
     "dont_fork",
     "map_shared",
     "place",
-    "read_memory",
     "reserve",
     "set_ptracer",
     "unmap",
@@ -52,16 +50,6 @@ _munmap = _libc.munmap
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _madvise = _libc.madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_process_vm_readv = _libc.process_vm_readv
-_process_vm_readv.restype = ctypes.c_ssize_t
-_process_vm_readv.argtypes = (
-    ctypes.c_int,
-    ctypes.c_void_p,
-    ctypes.c_ulong,
-    ctypes.c_void_p,
-    ctypes.c_ulong,
-    ctypes.c_ulong,
-)
 _prctl = _libc.prctl
 _prctl.argtypes = (ctypes.c_int,) + (ctypes.c_ulong,) * 4
 
@@ -135,35 +123,6 @@ def dont_fork(address: int, length: int) -> None:
     """Leave the range out of the memory of a forked child."""
     if _madvise(address, length, MADV_DONTFORK):
         raise _error(ctypes.get_errno(), f"madvise of {length} bytes at {address:#x}")
-
-
-class _Span(ctypes.Structure):
-    """The kernel's iovec."""
-
-    _fields_ = (("address", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
-def read_memory(spans: Sequence[tuple[int, int]], address: int) -> bool:
-    """Copy ranges of our own memory to `address`, one behind the other, without the GIL.
-
-    Parameters
-    ----------
-    spans
-        Address and length of each; at most 1024.
-    address
-        Of as much memory as they have together.
-
-    Returns
-    -------
-    bool
-        Whether all is copied.  False where a touch would have been a SIGBUS; where the pager may
-        serve no faults of system calls, and a page was missing; and where this one is forbidden.
-    """
-    total = sum(length for _, length in spans)
-    there = (_Span * len(spans))(*(_Span(start, length) for start, length in spans))
-    here = _Span(address, total)
-    done = _process_vm_readv(os.getpid(), ctypes.byref(here), 1, ctypes.byref(there), len(spans), 0)
-    return bool(done == total)
 
 
 def set_ptracer(pid: int) -> None:

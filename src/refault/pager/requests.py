@@ -24,6 +24,7 @@ from refault.stores.fill import FillStore
 from refault.stores.swapspace import SwapSpace
 from refault.wire import messages as wire
 
+from .copying import copy_ranges, shared_memory
 from .patience import Patience
 from .snapshots import SnapshotStore, snapshot_of
 from .tasks import PagerTask
@@ -668,6 +669,36 @@ def _changed(request: Request, message: wire.Changed, fds: list[int]) -> None:
     request.answer(wire.Done(found.tobytes()))
 
 
+def _read_snapshot(request: Request, message: wire.ReadSnapshot, fds: list[int]) -> None:
+    pager, region = request.client.pager, _region(request, message.region)
+    snapshots, mapping = pager.snapshots, region.mapping
+    numbers, at = array("q", message.ranges), region.map_offset
+    ranges = [
+        (at + start, at + end) for start, end in zip(numbers[::2], numbers[1::2], strict=True)
+    ]
+    if not all(at <= start < end <= at + region.map_length for start, end in ranges):
+        raise UsageError("what is to be read of the snapshot does not lie in the array")
+    total = sum(end - start for start, end in ranges)
+    if total > wire.READ_BYTES or len(ranges) > wire.READ_RANGES:
+        raise UsageError(f"{total} bytes in {len(ranges)} parts are too many for one request")
+    snapshot = snapshot_of(snapshots, message.snapshot, mapping)
+    target = shared_memory(fds[0], message.at, total)
+    os.close(fds.pop())
+    store = SnapshotStore(snapshots, snapshot, mapping)
+
+    def work(task: PagerTask) -> Waits[wire.Reply]:
+        timer = _with_deadline(request, region, task)
+        try:
+            yield from copy_ranges(pager, store, ranges, target, task)
+        finally:
+            store.close()
+            if timer is not None:
+                timer.cancel()
+        return wire.Done()
+
+    request.run("read snapshot", work)
+
+
 def _statistics(request: Request, message: wire.Statistics, fds: list[int]) -> None:
     pager = request.client.pager
     if message.region is not None:
@@ -765,6 +796,7 @@ _HANDLERS: dict[type, Callable[[Request, Any, list[int]], None]] = {
     wire.Snapshot: _snapshot,
     wire.Mark: _mark,
     wire.Changed: _changed,
+    wire.ReadSnapshot: _read_snapshot,
     wire.Statistics: _statistics,
     wire.WorkingSet: _working_set,
     wire.Configure: _configure,

@@ -212,6 +212,35 @@ class SnapshotStore:
         """Fill `buffer`, if that needs no waiting; called in the loop."""
         return all(self._read_now(*part) for part in self._parts(offset, buffer))
 
+    def read_start(self, offset: int, buffer: memoryview) -> int:
+        """Fill what needs no waiting, from the beginning on; called in the loop.
+
+        Returns
+        -------
+        int
+            Bytes that were filled: up to the first unit that has to be waited for.
+        """
+        mapping, images = self._mapping, self._images.units
+        done = plain = 0
+        for index, low, part in self._parts(offset, buffer):
+            if mapping.flags[index] & PG_UPTODATE and index not in images:
+                plain += len(part)
+                continue
+            if not self._read_plain(offset + done, buffer[done : done + plain]):
+                return done
+            done, plain = done + plain, 0
+            if not self._read_now(index, low, part):
+                return done
+            done += len(part)
+        if self._read_plain(offset + done, buffer[done : done + plain]):
+            done += plain
+        return done
+
+    def unit_end(self, offset: int) -> int:
+        """Where the unit that holds a byte ends."""
+        size = self._mapping.page_size
+        return offset - offset % size + size
+
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer`; called in threads."""
         for index, low, part in self._parts(offset, buffer):
@@ -238,9 +267,17 @@ class SnapshotStore:
             yield index, low, buffer[at : at + length]
             at += length
 
-    def _read_now(self, index: int, low: int, part: memoryview) -> bool:
+    def _read_plain(self, offset: int, part: memoryview) -> bool:
+        """Read what is in memory, and has not been written to since."""
+        self._check_open()
+        return not part or os.preadv(self._mapping.memfd, [part], offset) == len(part)
+
+    def _check_open(self) -> None:
         if self._closed:
             raise StoreError(f"{self.name}: was closed", permanent=True)
+
+    def _read_now(self, index: int, low: int, part: memoryview) -> bool:
+        self._check_open()
         image = self._images.units.get(index)
         if image is not None:
             return self._copies.load_nowait(image, low, part)
@@ -248,7 +285,7 @@ class SnapshotStore:
         if not mapping.flags[index] & PG_UPTODATE:
             return False
         start, _ = mapping.index_bytes(index)
-        return os.preadv(mapping.memfd, [part], start + low) == len(part)
+        return self._read_plain(start + low, part)
 
     def _read_away(self, index: int, low: int, part: memoryview) -> None:
         """Read a unit that was not in memory a moment ago."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     else:
         from backports.zstd import ZstdCompressor
 
-__all__ = ["Codec", "Kind", "zstd_module"]
+__all__ = ["Codec", "Kind", "compress", "zstd_module"]
 
 _PROBE = bytes(64)
 
@@ -35,7 +35,6 @@ class Codec:
 
     def __init__(self, level: int) -> None:
         self.level = level
-        self._local = threading.local()
 
     def pack(self, buffer: memoryview) -> tuple[Kind, bytes]:
         """The shortest way to keep `buffer`.
@@ -46,12 +45,7 @@ class Codec:
         raw = bytes(buffer)
         if raw.startswith(_PROBE[: len(raw)]) and raw == bytes(len(raw)):
             return Kind.ZERO, b""
-        compressor = self._compressor()
-        try:
-            packed = compressor.compress(raw, compressor.FLUSH_FRAME)
-        except BaseException:
-            del self._local.compressor  # it may be in the middle of a frame
-            raise
+        packed = compress(raw, self.level)
         if len(packed) > len(raw) - (len(raw) >> 3):
             return Kind.RAW, raw
         return Kind.ZSTD, packed
@@ -70,11 +64,18 @@ class Codec:
                 raise ValueError(str(error)) from error
             buffer[:] = raw
 
-    def _compressor(self) -> ZstdCompressor:
-        compressor: ZstdCompressor | None = getattr(self._local, "compressor", None)
-        if compressor is None:
-            compressor = self._local.compressor = zstd_module().ZstdCompressor(level=self.level)
-        return compressor
+
+def compress(raw: bytes | memoryview, level: int) -> bytes:
+    """Compress to one frame; any number of threads at a time."""
+    compressors: dict[int, ZstdCompressor] = vars(_threads).setdefault("compressors", {})
+    compressor = compressors.get(level)
+    if compressor is None:
+        compressor = compressors[level] = zstd_module().ZstdCompressor(level=level)
+    try:
+        return compressor.compress(raw, compressor.FLUSH_FRAME)
+    except BaseException:
+        del compressors[level]  # it may be in the middle of a frame
+        raise
 
 
 @cache
@@ -85,3 +86,6 @@ def zstd_module() -> ModuleType:
     else:
         from backports import zstd
     return zstd
+
+
+_threads = threading.local()

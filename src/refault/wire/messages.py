@@ -47,6 +47,7 @@ __all__ = [
     "PopulateRanges",
     "Prefetch",
     "PrefetchRanges",
+    "ReadSnapshot",
     "Reply",
     "Request",
     "Share",
@@ -290,6 +291,24 @@ class Changed(msgspec.Struct, tag=True, frozen=True):
 CHANGED_RANGES = 4096
 
 
+class ReadSnapshot(msgspec.Struct, tag=True, frozen=True):
+    """Copy what a region was at an instant to memory of the client.  -> `Done`
+
+    fds: reply, a memfd that cannot shrink (F_SEAL_SHRINK).  `ranges` are int64 pairs, bytes of the
+    region, no more than `READ_RANGES` of them and `READ_BYTES` in all; they are put one behind the
+    other, from byte `at` on.
+    """
+
+    snapshot: int
+    region: int
+    ranges: bytes
+    at: int = 0
+
+
+READ_RANGES = 1024
+READ_BYTES = 4 << 20
+
+
 class Statistics(msgspec.Struct, tag=True, frozen=True):
     """-> `Done` (value: mapping of names to numbers); region None: all."""
 
@@ -343,6 +362,7 @@ Request: TypeAlias = (
     | Snapshot
     | Mark
     | Changed
+    | ReadSnapshot
     | Statistics
     | WorkingSet
     | Configure
