@@ -22,13 +22,14 @@ from refault.sizes import Size, parse_size
 
 from .atexit import close_at_exit
 from .comparing import compare
+from .exporting import export_arrays
 from .extra import require
 from .failures import failures
 from .instant import Instant
 from .layout import Layout, arrays_in, check_name, describe, summarize
 from .loading import load_arrays, open_stores
 from .location import locate
-from .records import ArrayDiff, Checkpoint, Collected, StoredArray
+from .records import ArrayDiff, Checkpoint, Collected, Exported, StoredArray
 from .repository import checkpoint_of, open_repository, resolve
 from .saves import Save
 from .store import CheckpointStore
@@ -271,6 +272,30 @@ class Checkpoints:
             id = resolve(self._repository, ref).id
             session = self._repository.readonly_session(snapshot_id=id)
             return verify_arrays(session, self._repository.lookup_snapshot(id))
+
+    def export(self, folder: str | os.PathLike[str], ref: str | Checkpoint = "main") -> Exported:
+        """Copy a checkpoint to a folder of plain Zarr, which any reader of Zarr v3 opens.
+
+        Chunks are copied as they are stored, and each is compared with its checksum.
+
+        Parameters
+        ----------
+        folder
+            A new one; it is there when all is copied, or not at all.
+        ref
+            As in `load`.
+
+        Raises
+        ------
+        StoreError
+            A chunk is damaged, the place cannot be reached, or the folder's disk is full.
+        UsageError
+            The folder is there already.
+        """
+        with failures(self._location.name, f"export to {os.fspath(folder)}"):
+            id = resolve(self._repository, ref).id
+            session = self._repository.readonly_session(snapshot_id=id)
+            return export_arrays(session, self._repository.lookup_snapshot(id), folder)
 
     def tag(self, name: str, ref: str | Checkpoint = "main") -> None:
         """Give a checkpoint a name, for ever.

@@ -95,7 +95,10 @@ def check_name(name: object) -> str:
 
 
 def create(store: IcechunkStore, name: str, layout: Layout, level: int | None) -> None:
-    """Make an array without a chunk, in place of what there is."""
+    """Make an array without a chunk, in place of what there is.
+
+    Its dimensions have names of its own: xarray wants names, and one length for each of a group.
+    """
     import zarr
     from zarr.codecs import BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 
@@ -110,6 +113,9 @@ def create(store: IcechunkStore, name: str, layout: Layout, level: int | None) -
         if layout.grid.order == "F"
         else None,
         serializer=BytesCodec(endian="little" if _is_little(layout.dtype) else "big"),
+        dimension_names=[
+            f"{name.rpartition('/')[2]}_dim_{axis}" for axis in range(len(layout.shape))
+        ],
         compressors=[*([] if level is None else [ZstdCodec(level=level)]), Crc32cCodec()],
         overwrite=True,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Any, NamedTuple
 
-__all__ = ["ArrayDiff", "Checkpoint", "Collected", "Progress", "StoredArray"]
+__all__ = ["ArrayDiff", "Checkpoint", "Collected", "Exported", "Progress", "StoredArray"]
 
 
 class Checkpoint(NamedTuple):
@@ -84,6 +84,20 @@ class Collected(NamedTuple):
 
     nbytes: int
     objects: int
+
+
+class Exported(NamedTuple):
+    """What was copied to a folder.
+
+    Attributes
+    ----------
+    arrays, chunks, nbytes
+        How many, and bytes as they are stored.
+    """
+
+    arrays: int
+    chunks: int
+    nbytes: int
 
 
 class Progress(NamedTuple):

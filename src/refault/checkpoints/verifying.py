@@ -13,7 +13,7 @@ from .layout import Layout, arrays_in, check_summary, read
 if TYPE_CHECKING:
     from icechunk import IcechunkStore, Session, SnapshotInfo
 
-__all__ = ["Damage", "Verified", "verify_arrays"]
+__all__ = ["AT_ONCE", "Damage", "Verified", "read_chunk", "verify_arrays"]
 
 AT_ONCE = 64
 """Chunks that are read at a time."""
@@ -83,6 +83,12 @@ async def _verify(session: Session, info: SnapshotInfo) -> Verified:
 
 
 async def _check(store: IcechunkStore, key: str, layout: Layout) -> Damage | int:
+    found = await read_chunk(store, key, layout)
+    return found if isinstance(found, Damage) else len(found)
+
+
+async def read_chunk(store: IcechunkStore, key: str, layout: Layout) -> bytes | Damage:
+    """Return a chunk as it is stored, if it can be decoded."""
     from zarr.core.buffer import default_buffer_prototype
 
     try:
@@ -98,4 +104,4 @@ async def _check(store: IcechunkStore, key: str, layout: Layout) -> Damage | int
         )
     except Damaged as error:
         return Damage(key, str(error))
-    return len(stored)
+    return stored

@@ -4,6 +4,9 @@
   refault checkpoints show s3://bucket/run v1
   refault checkpoints diff runs/17 v1 main
   refault checkpoints verify runs/17
+  refault checkpoints export runs/17 runs/17.zarr v1
+
+`export` copies one to a folder of plain Zarr, for readers that do not know Icechunk.
 
 REF is a tag, a branch or the id of a checkpoint; "main" if it is left out.  Credentials for a
 bucket come from the environment.
@@ -32,9 +35,12 @@ def prepare_parser(parser: argparse.ArgumentParser) -> None:
         ("show", "the arrays of one checkpoint", "?", _show),
         ("diff", "which arrays of two checkpoints differ", 2, _diff),
         ("verify", "read all of a checkpoint and compare it with its checksums", "?", _verify),
+        ("export", "copy a checkpoint to a new folder of plain Zarr", "?", _export),
     ):
         one = actions.add_parser(name, help=help, description=help)
         one.add_argument("url", metavar="URL", help="a folder, s3://bucket/prefix or gs://...")
+        if action is _export:
+            one.add_argument("folder", metavar="FOLDER", help="a new one")
         default = "main" if refs == "?" else None
         one.add_argument("ref", metavar="REF", nargs=refs, default=default, help="see above")
         one.add_argument("--endpoint-url", help="of an S3 that is not Amazon's: http://host:9000")
@@ -143,6 +149,16 @@ def _verify(ck: Checkpoints, args: argparse.Namespace) -> int:
         print(f"{len(found.damage):,} damaged; read: {read}")
         return 1
     print(f"all is well: {read}")
+    return 0
+
+
+def _export(ck: Checkpoints, args: argparse.Namespace) -> int:
+    done = ck.export(args.folder, args.ref)
+    if args.json:
+        _print_json(done._asdict())
+        return 0
+    copied = f"{done.chunks:,} chunks of {done.arrays} arrays, {_size(done.nbytes)}"
+    print(f"{args.folder}: {copied}")
     return 0
 
 
