@@ -253,6 +253,69 @@ def test_in_a_forked_child(tmp_path: Path) -> None:
     run_child(code, timeout=100, args=[str(tmp_path / "ck")], watchdog=False)
 
 
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    """A small disk of its own, in a mount namespace of its own, which ends with the child."""
+    code = """
+        import ctypes, os, subprocess, sys
+        import numpy as np
+        import refault
+
+        place, NEWNS = sys.argv[1], 0x20000
+        os.mkdir(place)
+        unshared = ctypes.CDLL(None, use_errno=True).unshare(NEWNS) == 0
+        if unshared:
+            for words in (
+                ["--make-rprivate", "/"],
+                ["-t", "tmpfs", "-o", "size=16m", "refault-test", place],
+            ):
+                done = subprocess.run(["mount", *words], capture_output=True, text=True)
+                unshared = unshared and done.returncode == 0
+        if not unshared:
+            print("no disk of its own")
+            sys.exit()
+
+        def leave(room):
+            free = os.statvfs(place)
+            with open(f"{place}/filler", "wb") as file:
+                file.write(bytes(free.f_bavail * free.f_bsize - room))
+
+        random = np.random.default_rng(0)
+        x = refault.zeros(1 << 20, "i4", resident="1MiB", page_size="64KiB")
+        x[:] = random.integers(0, 1 << 30, len(x))
+        small = np.arange(1000.0)
+        with refault.Checkpoints(f"{place}/ck") as ck:
+            last = ck.save({"x": x, "small": small}).result(60)
+            # No room at all; for some of the chunks; for the chunk and not for the commit.
+            for room, changed in ((0, 1), (1 << 20, len(x)), (76 << 10, 1)):
+                before, x[:changed] = np.array(x), random.integers(0, 1 << 30, changed)
+                wanted = np.array(x)
+                leave(room)
+                try:
+                    ck.save({"x": x, "small": small}).result(60)
+                except refault.StoreError as error:
+                    print(error)
+                else:
+                    raise AssertionError(room)
+                assert np.array_equal(x, wanted)
+                assert ck.history()[0] == last and ck.verify().damage == []
+                assert np.array_equal(ck.load()["x"], before)
+                # With room again, the next one has what the failed one should have had.
+                os.unlink(f"{place}/filler")
+                x[-1] = wanted[-1] = -room
+                done = ck.save({"x": x, "small": small}).result(60)
+                assert done.parent == last.id and ck.verify().damage == []
+                assert np.array_equal(ck.load()["x"], wanted)
+                last = done
+        del x
+    """
+    out = run_child(code, timeout=100, args=[str(tmp_path / "disk")]).stdout
+    if "no disk of its own" in out:
+        pytest.skip("a disk of its own needs root, and a mount namespace")
+    assert len(out.splitlines()) == 3
+    assert all("No space left" in line and "has room" in line for line in out.splitlines()), out
+    assert list((tmp_path / "disk").iterdir()) == []
+
+
 PROGRAM = """
 import sys
 import numpy as np
