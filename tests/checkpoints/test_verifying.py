@@ -12,6 +12,7 @@ import pytest
 import zarr
 
 import refault
+from helpers.child import run_child
 from helpers.fake_snapshots import FakeMemory
 from refault import cli
 
@@ -204,3 +205,27 @@ def test_without_rich(
         line.split() for line in rich.splitlines()
     ]
     assert shutil.which("refault") is None or plain
+
+
+def test_a_program_ends_after_icechunk_s_threads(tmp_path: Path) -> None:
+    """One that comes for the GIL while the interpreter ends would abort the process."""
+    code = """
+        import ctypes, hashlib, sys, threading
+        import refault
+        import refault.checkpoints.checkpoints
+
+        assert refault.Checkpoints(sys.argv[1])
+
+        def work():
+            # Runs without the GIL, under the name of a thread of Icechunk's runtime.
+            ctypes.CDLL(None).prctl(15, b"tokio-runtime-w", 0, 0, 0)
+            begun.set()
+            hashlib.sha256(bytes(64 << 20))
+            print("at rest", flush=True)
+
+        begun = threading.Event()
+        threading.Thread(target=work, daemon=True).start()
+        begun.wait()
+    """
+    out = run_child(code, timeout=60, args=[str(tmp_path / "ck")]).stdout
+    assert out == "at rest\n"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from icechunk import Session
 
-__all__ = ["CheckpointStore", "compiled_icechunk", "session_bytes"]
+__all__ = ["COMPILED", "CheckpointStore", "compiled_icechunk", "session_bytes"]
 
 COMPILED = "icechunk._icechunk_python"
 KEPT = 4 << 20
