@@ -14,10 +14,11 @@ import numpy as np
 from benchmarks.instants import Way, make
 from benchmarks.machine import warm_memory
 from benchmarks.model import Missing
-from benchmarks.touch import Offsets
+from benchmarks.stats import latencies
+from benchmarks.touch import Offsets, Toucher, shuffled
 from benchmarks.writer import PIECE, Writer
 
-__all__ = ["first_element", "save", "slow_down", "stop"]
+__all__ = ["first_element", "first_writes", "save", "slow_down", "stop"]
 
 RATE = 200e6
 """Bytes per second."""
@@ -109,6 +110,32 @@ def slow_down(way: str, size: int, seconds: float, folder: str) -> dict[str, flo
         "longest": found.longest(begin, end),
         "seconds": (end - begin) / 1e9,
     }
+
+
+def first_writes(unit: int, units: int, snapshots: int) -> dict[str, float]:
+    """Write to each unit of an array while a snapshot is held, again and again."""
+    import refault
+
+    warm_memory(2 * unit * units)
+    array = refault.empty(unit * units, "u1", page_size=unit)
+    array[:] = np.frombuffer(np.random.default_rng(9).bytes(array.nbytes), "u1")
+    toucher, offsets = Toucher(array), shuffled(units, unit)
+    region = refault.region(array)
+    nanoseconds, found = 0, []
+    for _ in range(snapshots):
+        before = region.statistics()
+        with refault.snapshot(array):
+            done = toucher.touch(offsets, "write")
+            if region.statistics().copies != array.nbytes:
+                raise RuntimeError("not all was copied, or not all is in memory")
+        nanoseconds += done.ns
+        if done.latencies is not None:
+            found.append(done.latencies)
+        asked = region.statistics().retries_write_protect - before.retries_write_protect
+        if asked != units:
+            raise RuntimeError(f"{asked} writes waited for a copy, of {units}")
+    each = latencies(np.concatenate(found)) if found else {}
+    return {"us": nanoseconds / 1000 / units / snapshots} | each
 
 
 @contextlib.contextmanager

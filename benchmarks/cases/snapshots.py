@@ -18,6 +18,10 @@ MiB, and 2 % of what the writer dirtied meanwhile.
 
 *slowdown*: bytes per second of a writer that never rests, before and until everything is saved.
 
+*first write*: a thread writes to each unit of an array once while a snapshot is held, and each time
+waits until the unit's content is copied.  All copies fit into half of the memory that they may
+take, so none is on its way to the disk.  *plain Python* is the same with REFAULT_NATIVE=0.
+
 *load*: from the call to the first element, of a file that is not in the page cache.
 
 The same for all: the writer, which is compiled and never waits for the GIL (``touch.c``); memory
@@ -37,7 +41,8 @@ from typing import Any
 from benchmarks.child import contender
 from benchmarks.files import drop, npy_file
 from benchmarks.model import Comparison, Contender, Goal, Measure, Settings
-from benchmarks.saving import first_element, save, slow_down, stop
+from benchmarks.pagers import PLAIN_PYTHON
+from benchmarks.saving import first_element, first_writes, save, slow_down, stop
 
 __all__ = ["comparisons"]
 
@@ -132,6 +137,25 @@ def comparisons(settings: Settings) -> Iterator[Comparison]:
         ],
         baseline="np.save",
     )
+
+    for unit in (64 << 10,) if settings.quick else (4 << 10, 64 << 10):
+        units = settings.size(8 * MIB, MIB) // unit
+        yield Comparison(
+            f"snapshots: first write of a unit of {unit >> 10} KiB while one is held",
+            [
+                contender(
+                    name,
+                    first_writes,
+                    environment=environment,
+                    unit=unit,
+                    units=units,
+                    snapshots=settings.size(20, 2),
+                )
+                for name, environment in (("refault", {}), ("plain Python", PLAIN_PYTHON))
+            ],
+            [Measure("us", "us per first write"), Measure("p50", "us"), Measure("p99", "us")],
+            baseline="plain Python",
+        )
 
     path = npy_file(settings.data, sizes[-2])
     yield Comparison(

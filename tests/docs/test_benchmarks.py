@@ -178,7 +178,7 @@ def test_every_way_to_save_saves_one_instant(tmp_path: pathlib.Path) -> None:
     data.mkdir()
     benchmarks("snapshots", "--quick", "--json", str(saved), "--data", str(data))
     found = {one["title"]: one for one in json.loads(saved.read_text())["comparisons"]}
-    assert len(found) == 5
+    assert len(found) == 6
     (saving,) = [one for title, one in found.items() if "save of" in title]
     whole = {name: samples[0]["saved"] for name, samples in saving["samples"].items()}
     assert whole.keys() >= {"refault", "refault, changes", "fork", "np.save"}

@@ -26,7 +26,10 @@ pytestmark = [
 
 
 def played(folder: str, seed: str, page_size: str) -> None:
-    """Touch regions of all kinds at random, in one thread, all of it resident; print the counts."""
+    """Touch regions of all kinds at random, in one thread, all of it resident; print the counts.
+
+    Snapshots are taken and closed in between, two at a time at most.
+    """
     import json
     import random
 
@@ -57,7 +60,23 @@ def played(folder: str, seed: str, page_size: str) -> None:
     truth["part"][:] = numbers[4096 * 3 // 8 :][: len(truth["part"])]
     for array in arrays.values():
         refault.region(array).evict()
-    for _ in range(3000):
+    snapshots: list[tuple[refault.Snapshot, dict[str, np.ndarray[Any, Any]]]] = []
+
+    def end_snapshot(at: int) -> None:
+        snapshot, then = snapshots.pop(at)
+        for name, array in arrays.items():
+            wrong = np.flatnonzero(snapshot[array] != then[name])
+            assert not len(wrong), (name, wrong)
+        snapshot.close()
+
+    copies = 0
+    for step in range(4000):
+        if dice.random() < 0.005 and len(snapshots) < 2:
+            then = {name: content.copy() for name, content in truth.items()}
+            snapshots.append((refault.snapshot(*arrays.values()), then))
+        elif step > 1000 and dice.random() < 0.005 and snapshots:
+            copies += refault.region(arrays["r"]).statistics().copies
+            end_snapshot(dice.randrange(len(snapshots)))
         name = dice.choice(list(arrays))
         array = arrays[name]
         index = dice.randrange(len(array))
@@ -72,6 +91,8 @@ def played(folder: str, seed: str, page_size: str) -> None:
         if dice.random() < 0.02:
             place = dice.randrange(len(array))
             refault.region(array).evict(slice(place, place + 3 * page // 8))
+    while snapshots:
+        end_snapshot(0)
     for name, array in arrays.items():
         wrong = np.flatnonzero(array != truth[name])
         assert not len(wrong), (name, wrong, array[wrong], truth[name][wrong])
@@ -80,8 +101,11 @@ def played(folder: str, seed: str, page_size: str) -> None:
     assert (np.fromfile(path, "u8") == truth["r+"]).all()
     names = ["faults", "major", "minor", "write_protect_faults", "attempts", "max_attempts"]
     names += ["evictions", "store_reads", "bytes_read", "swap_reads", "resident", "peak_resident"]
-    names += ["dirty", "native"]
-    print(json.dumps({name: [getattr(one, n) for n in names] for name, one in counted.items()}))
+    names += ["retries_write_protect", "dirty", "native"]
+    assert counted["r+"].retries_write_protect and copies
+    assert counted["r"].copies == 0
+    found = {name: [getattr(one, n) for n in names] for name, one in counted.items()}
+    print(json.dumps({"copies": [copies, 0], **found}))
 
 
 def counts(folder: pathlib.Path, native: bool, *args: object) -> dict[str, list[int]]:
@@ -100,6 +124,8 @@ def test_same_counts(tmp_path: pathlib.Path, page_size: int) -> None:
     print(f"seed {seed}")
     fast = counts(tmp_path / "native", True, seed, page_size)
     plain = counts(tmp_path / "python", False, seed, page_size)
+    copied = fast.pop("copies"), plain.pop("copies")
+    assert copied[0] == copied[1]
     for name, numbers in fast.items():
         *numbers, served = numbers
         assert served > numbers[0] // 2, f"{name}: native code served {served} of {numbers[0]}"

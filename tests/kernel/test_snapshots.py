@@ -336,6 +336,67 @@ def test_a_mark_costs_one_fault_for_each_page() -> None:
     run_child(native_goes_on, timeout=60)
 
 
+def copied_natively() -> None:
+    import numpy as np
+
+    import refault
+    from refault import native
+
+    x = refault.zeros(1 << 22, "u1", page_size="4KiB")
+    region = refault.region(x)
+    x[:] = 1
+    for number in range(1, 3):
+        with refault.snapshot(x) as snap:
+            before = region.statistics()
+            x[::4096] = number + 1
+            during = region.statistics()
+            assert during.faults - before.faults == 1024
+            assert during.attempts - before.attempts == 2048
+            assert during.retries_write_protect - before.retries_write_protect == 1024
+            assert during.copies == x.nbytes
+            x[1::4096] = number + 1
+            assert region.statistics().faults == during.faults, "one fault for each page, once"
+            if native.available():
+                assert during.native - before.native >= 1000, during.native - before.native
+            # What is newest when another ends has its copies; what it lacks is made for both.
+            with refault.snapshot(x):
+                x[: 100 * 4096 : 4096] = 77
+            x[: 200 * 4096 : 4096] = 77
+            then = snap[x]
+            assert np.array_equal(np.unique(then[::4096]), [number])
+            assert region.statistics().copies == x.nbytes
+            del then
+            x[::4096] = number + 1
+    assert region.statistics().copies == 0
+
+
+def test_a_first_write_is_two_tries_and_one_copy() -> None:
+    """Asked for, copied, and let go: by native code, but for the first ones after an instant."""
+    run_child(copied_natively, timeout=60)
+
+
+def grows(path: str) -> None:
+    import refault
+
+    x = refault.open(path, "r+", dtype="i8", page_size="4KiB")
+    with refault.snapshot(x) as snap:
+        x[: 50 * 512 : 512] = 1
+        with open(path, "ab") as file:
+            file.write(bytes(200 * 4096))
+        y = refault.open(path, "r+", dtype="i8", page_size="4KiB")
+        y[::512] = 2
+        seen = refault.region(y).statistics()
+        assert seen.copies == 300 * 4096 and seen.retries_write_protect == 300
+        assert len(snap[x]) == 100 * 512 and not snap[x].any()
+        assert (y[::512] == 2).all() and (x[::512] == 2).all()
+
+
+def test_a_file_that_grows_under_a_snapshot(tmp_path: Path) -> None:
+    path = tmp_path / "numbers"
+    np.zeros(100 * 512, "i8").tofile(path)
+    run_child(grows, timeout=60, args=[str(path)])
+
+
 def misuse() -> None:
     import numpy as np
 

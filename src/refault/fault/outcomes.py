@@ -6,8 +6,13 @@ table instead: for each state that a unit can be in and each kind of fault, what
 done when it was tried with a unit in this state.  This is how the table is made: the fault path
 itself runs, on a machine that writes down what it is asked for.
 
-Where it yields, fails, or asks for anything that a table cannot say, there is no outcome; such a
-fault is for the fault path itself.
+A write to a unit that a snapshot protects waits for one thing only, the monitor's copy.  So there
+the monitor runs, too (`copy_before_write`), as soon as the fault waits for it, and the fault goes
+on as soon as it is answered.  That is one of the orders in which the two may run, and the shortest:
+nobody else comes in between.  What else may come in between is the explorer's part.
+
+Where it yields for anything else, fails, or asks for anything that a table cannot say, there is no
+outcome; such a fault is for the fault path itself.
 """
 
 from __future__ import annotations
@@ -18,13 +23,14 @@ from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
 from refault.memory.mapping import Counters, Mapping, PageError
 from refault.memory.page import PG_DIRTY, PG_SWAPPED, PG_UPTODATE
-from refault.memory.protection import Image
+from refault.memory.protection import Image, Images, Protection
 from refault.memory.vma import Vma
-from refault.memory.wait import Task, WaitQueue
+from refault.memory.wait import Task, WaitQueue, Waits
 
 from .callers import FaultOutcome, user_fault
 from .machine import Runs
 from .results import VM_FAULT_ERROR
+from .snapshots import copy_before_write
 
 __all__ = ["Outcome", "outcome"]
 
@@ -39,6 +45,8 @@ class Outcome(NamedTuple):
     ----------
     reads
         The unit's content is needed first; then it is charged, and enters the working set.
+    copies
+        Then the content is copied for a snapshot, before anything is mapped.
     writable, protected
         How it is mapped, see `refault.fault.machine.Machine.map_units`.
     state
@@ -50,15 +58,21 @@ class Outcome(NamedTuple):
     """
 
     reads: bool
+    copies: bool
     writable: bool
     protected: bool | None
     state: int
     dirty: int
     counters: tuple[tuple[str, int], ...]
 
+    @property
+    def attempts(self) -> int:
+        """How many it took."""
+        return dict(self.counters)["attempts"]
+
 
 class _NotInATable(Exception):
-    """The fault path asked for something else than a read and a mapping."""
+    """The fault path asked for something else than a read, a copy and a mapping, in this order."""
 
 
 class _Recorder:
@@ -66,6 +80,7 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.reads = 0
+        self.copies = 0
         self.mapped: list[tuple[bool, bool | None]] = []
 
     def map_units(
@@ -74,7 +89,7 @@ class _Recorder:
         self.mapped.append((writable, protected))
 
     def read_now(self, mapping: Mapping, index: int) -> bool:
-        if self.mapped:
+        if self.copies or self.mapped:
             raise _NotInATable
         self.reads += 1
         return True
@@ -104,13 +119,18 @@ class _Recorder:
         raise _NotInATable
 
     def copy_unit(self, mapping: Mapping, index: int) -> Image | WaitQueue:
-        raise _NotInATable
+        if self.mapped:
+            raise _NotInATable
+        self.copies += 1
+        return Image(None)
 
     def free_image(self, image: Image) -> None:
         raise _NotInATable
 
 
-def outcome(state: int, *, write: bool, protected: bool, writable_vma: bool) -> Outcome | None:
+def outcome(
+    state: int, *, write: bool, protected: bool, writable_vma: bool, copies: bool = False
+) -> Outcome | None:
     """Try a fault of a thread.
 
     Parameters
@@ -121,6 +141,8 @@ def outcome(state: int, *, write: bool, protected: bool, writable_vma: bool) -> 
         The fault, as in `refault.fault.callers.user_fault`.
     writable_vma
         Whether its vma may be written.
+    copies
+        Whether a snapshot needs the unit's content: see `Protection.holds`.
 
     Returns
     -------
@@ -136,30 +158,51 @@ def outcome(state: int, *, write: bool, protected: bool, writable_vma: bool) -> 
         mapping.set_uptodate(0)
     mapping.dirty = int(bool(state & PG_DIRTY))
     mapping.flags[0] = state
+    protection = Protection()
+    if copies:
+        mapping.protection = protection
+        protection.begin(Images(mapping.track().advance()))
     mm = AddressSpace(Budget(None))
     mm.insert(Vma(mm, _START, _PAGE, mapping, 0, writable=writable_vma))
     before, dirty = _counted(mapping.counters), mapping.dirty
     machine = _Recorder()
     fault = user_fault(machine, mm, Task(), _START, write=write, protected=protected)
+    monitor = copy_before_write(machine, mapping, protection, Task())
     try:
-        next(fault)
-    except StopIteration as stop:
-        result: FaultOutcome = stop.value
+        result = _run(fault, monitor, protection)
     except (_NotInATable, AssertionError):
         return None
-    else:
+    finally:
         fault.close()
+        monitor.close()
+    if result is None or result.result & VM_FAULT_ERROR:
         return None
-    if result.result & VM_FAULT_ERROR or len(machine.mapped) != 1 or machine.reads > 1:
+    if len(machine.mapped) != 1 or machine.reads > 1 or machine.copies != copies:
         return None
     after = _counted(mapping.counters)
     return Outcome(
         bool(machine.reads),
+        copies,
         *machine.mapped[0],
         mapping.flags[0],
         mapping.dirty - dirty,
         tuple((name, after[name] - before[name]) for name in after if after[name] > before[name]),
     )
+
+
+def _run(
+    fault: Waits[FaultOutcome], monitor: Waits[None], protection: Protection
+) -> FaultOutcome | None:
+    """Run a fault, and the monitor whenever it is asked; None if anything else is waited for."""
+    while True:
+        try:
+            next(fault)
+        except StopIteration as stop:
+            result: FaultOutcome = stop.value
+            return result
+        if not protection.asked:
+            return None
+        next(monitor)
 
 
 def _counted(counters: Counters) -> dict[str, int]:

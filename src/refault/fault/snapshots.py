@@ -156,7 +156,7 @@ def end_snapshot(machine: Machine, mapping: Mapping, images: Images) -> None:
         machine.free_image(image)
     if not protection.snapshots:
         mapping.protection = None
-        mapping.gate()
+    mapping.gate()
 
 
 def copy_before_write(

@@ -4,6 +4,9 @@ A copy is made in the loop, while a writer waits for it, so it goes to memory.  
 oldest ones on to a swap of their own once half of the bound is used.  If they are too slow, there
 is no room for a moment, and writers wait.
 
+Native code, which makes most of them, is lent memory for the next ones (`Slots`).  It counts as
+used, and is taken back with the last copy.
+
 If the disk is full there will be no room, and the program must not stand still for a snapshot: its
 writers may hold the GIL, and then nobody could even close it.  So a copy is not made then, and the
 snapshot has lost the page: who reads it there gets an error.
@@ -12,7 +15,7 @@ snapshot has lost the page: who reads it there gets an error.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from refault.errors import StoreError
@@ -22,11 +25,17 @@ from refault.memory.wait import WaitQueue
 from refault.stores.swap import Swap
 from refault.stores.swapspace import Key, load_part
 
+from .slots import MOST, Slots
+
 __all__ = ["Copies"]
 
 MEMORY_BYTES = 24 << 20
 SWAP_BYTES = 8 << 20
 """Of what threads have compressed, so much stays in memory."""
+LENT_BYTES = 3 << 20
+LENT_ONCE_BYTES = 1 << 20
+LENT_FIRST = 4
+"""Slots of each size at first, and twice as many every time they are used up."""
 MOVES = 2
 AT_ONCE_BYTES = 1 << 20
 PAUSE_SECONDS = 1.0
@@ -60,6 +69,10 @@ class Copies:
     ----------
     usage
         Bytes of copies in memory now.
+    lent
+        Bytes of memory for copies that native code has.
+    slots
+        Where it has them.
     freed
         Woken when there is room again.
     """
@@ -71,12 +84,15 @@ class Copies:
         self.tell = tell
         self.limit = limit
         self.usage = 0
+        self.lent = 0
+        self.slots = Slots()
         self.freed = WaitQueue()
         self.swap = Swap(SWAP_BYTES)
         self._oldest: dict[Image, None] = {}
         self._moving = 0
         self._error: BaseException | None = None
         self._made = 0
+        self._lend_next: dict[int, int] = {}
 
     def copy(self, memfd: int, mapping: Mapping, index: int) -> Image | WaitQueue:
         """Copy a unit of a mapping that is in its memfd; or when to try again.
@@ -85,15 +101,51 @@ class Copies:
         """
         start, end = mapping.index_bytes(index)
         length = end - start
-        if self.usage and self.usage + length > self.limit:
+        if self.usage and not self._room(length):
             return self.freed if self._error is None else Image(self._error)
         content = bytearray(length)
         if os.preadv(memfd, [content], start) != length:
             raise AssertionError(f"unit {index} of {mapping.name} is uptodate but not there")
-        self.usage += length
+        image = self._keep(content)
+        self._move()
+        return image
+
+    def native_copies(self) -> Iterator[tuple[int, int, Image]]:
+        """What native code has copied since the last time: mapping's number, unit, copy."""
+        for number, index, content in self.slots.copies():
+            self.lent -= len(content)
+            yield number, index, self._keep(content)
+        self._move()
+
+    def lend(self, rows: int) -> None:
+        """Lend memory to native code, which has none left in these rows of slots (a bit each).
+
+        Not before there is a copy: with the last one it is taken back.
+        """
+        if not self.usage:
+            return
+        for row in range(rows.bit_length()):
+            if rows >> row & 1:
+                self.slots.fill(row, list(self._lend(row)))
+
+    def _lend(self, row: int) -> Iterator[bytearray]:
+        """More at a time from once to once: fresh memory is slow, and a writer waits for it."""
+        length = self.slots.size(row)
+        most = min(self._lend_next.get(row, LENT_FIRST), MOST)
+        self._lend_next[row] = 2 * most
+        for _ in range(max(1, min(most, LENT_ONCE_BYTES // length))):
+            if self._error is not None or self.lent + length > LENT_BYTES or not self._room(length):
+                break
+            self.lent += length
+            yield bytearray(length)
+
+    def _room(self, length: int) -> bool:
+        return self.usage + self.lent + length <= self.limit
+
+    def _keep(self, content: bytearray) -> Image:
+        self.usage += len(content)
         image = Image(content)
         self._oldest[image] = None
-        self._move()
         return image
 
     def load_nowait(self, image: Image, offset: int, buffer: memoryview) -> bool:
@@ -133,6 +185,9 @@ class Copies:
 
     def _forget(self, length: int) -> None:
         self.usage -= length
+        if not self.usage:
+            self.lent -= self.slots.empty()
+            self._lend_next.clear()
         self.freed.wake_all()
 
     def _move(self) -> None:

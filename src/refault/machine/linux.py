@@ -683,6 +683,8 @@ class LinuxMachine:
     def copy_unit(self, mapping: Mapping, index: int) -> Image | WaitQueue:
         """Copy a unit before it is written, see `Machine.copy_unit`."""
         assert isinstance(mapping, LinuxMapping)
+        if mapping.native is not None:
+            mapping.native.copies_begin()
         return self.copies.copy(mapping.memfd, mapping, index)
 
     def free_image(self, image: Image) -> None:

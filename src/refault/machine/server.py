@@ -11,6 +11,20 @@ its outcome is found out for the next time.
 
 What native code changes by itself are numbers in memory that both sides share: the state bytes of
 a mapping, the accounts of its budgets, the heads of its readahead.
+
+Copies before a write
+---------------------
+A write to a unit that a snapshot protects is served like all others: the table has what the fault
+path and the monitor, `copy_before_write`, did together when they were tried.  So it is the same
+transition as in Python, and as in the simulated machine, in that order of the steps in which the
+monitor answers at once.  What is asked besides is in tables that Python makes: which units are
+held (`Protection.copied`), and where there is room (`Slots`).  Without them the fault is
+Python's: the first one after each instant, all while the copies have no room, and units
+that are in swap, or are worked on.
+
+A copy that was made counts, whatever comes of the fault: it is entered before Python does anything
+else, and before native code lets anybody write.  If the mapping then fails, the fault path finds
+a unit that is free.
 """
 
 from __future__ import annotations
@@ -29,11 +43,13 @@ from refault.fault.outcomes import Outcome, outcome
 from refault.memory.page import PG_AHEAD, PG_SWAPPED
 from refault.native import library
 
+from .slots import RoomRecord, SlotRecord
 from .uffd import FAULT_WP, FAULT_WRITE
 
 if TYPE_CHECKING:
     from refault.memory.vma import Vma
 
+    from .copies import Copies
     from .linux import LinuxMapping
 
 __all__ = ["Fault", "MappingRecord", "Server", "ServedClient"]
@@ -48,8 +64,10 @@ _STAGING: Final = 2 << 20
 _MAP_FROM: Final = 16 << 10
 """Page units from which on it pays to copy from the mapped file instead of reading it first."""
 
-_KNOWN, _READS, _WRITABLE, _MAPS, _UNPROTECTS = 1, 2, 4, 8, 16
+_KNOWN, _READS, _WRITABLE, _MAPS, _UNPROTECTS, _COPIES = 1, 2, 4, 8, 16, 32
 _TRACKED, _PROTECTED = 1, 2
+_HELD: Final = 1 << 12
+"""In the place of an entry: a snapshot needs the unit's content."""
 _NOTHING, _CONSTANT, _FILE, _CACHED_FILE, _MAP, _CACHED_MAP = range(6)
 
 _VMA = Struct("=QQQQq")
@@ -62,6 +80,7 @@ class _Entry(Structure):
 class _Mapping(Structure):
     _fields_ = (
         ("flags", c_void_p),
+        ("copied", c_void_p),
         ("whole", c_int64),
         ("number", c_int64),
         ("budget", c_void_p),
@@ -115,6 +134,7 @@ class _Server(Structure):
         ("notes", c_void_p),
         ("others", c_void_p),
         ("staging", c_void_p),
+        ("rooms", c_void_p),
         ("log_size", c_int64),
         ("touched_size", c_int64),
         ("slow_size", c_int64),
@@ -125,6 +145,8 @@ class _Server(Structure):
         ("slow_count", c_int64),
         ("notes_count", c_int64),
         ("others_count", c_int64),
+        ("copies_count", c_int64),
+        ("dry", c_int64),
         ("messages", c_int64),
         ("placement", c_void_p),
         ("epoll", c_int32),
@@ -132,7 +154,18 @@ class _Server(Structure):
     )
 
 
-_STRUCTURES = (_Entry, _Mapping, None, _Client, _Slow, _Note, _Other, _Server)
+_STRUCTURES = (
+    _Entry,
+    _Mapping,
+    None,
+    _Client,
+    _Slow,
+    _Note,
+    _Other,
+    SlotRecord,
+    RoomRecord,
+    _Server,
+)
 
 
 class Fault(NamedTuple):
@@ -161,6 +194,7 @@ class MappingRecord:
         self.record = _Mapping()
         self.address = ctypes.addressof(self.record)
         self._keep: list[Any] = []
+        self._copied: Any = None
         self.refresh()
         server.records[mapping.number] = self
 
@@ -196,6 +230,20 @@ class MappingRecord:
             self.record.tracked = _PROTECTED
         else:
             self.record.tracked = 0 if mapping.written is None else _TRACKED
+        copied = None if mapping.protection is None else mapping.protection.copied
+        if copied is not None and len(copied) == mapping.pages:
+            self._copied = ctypes.c_char.from_buffer(copied)
+            self.record.copied = ctypes.addressof(self._copied)
+        else:
+            self.record.copied = self._copied = None
+
+    def copies_begin(self) -> None:
+        """A unit is copied before it is written: native code may do that from now on."""
+        mapping = self.mapping
+        protection = mapping.protection
+        if protection is not None and self.record.copied is None:
+            protection.make_table(mapping.make_flags, mapping.pages)
+            self.gate()
 
     def close(self) -> None:
         """Native code knows the mapping no longer."""
@@ -228,8 +276,7 @@ class MappingRecord:
             if found.reads:
                 counters.store_reads += times
                 counters.bytes_read += times * mapping.page_size
-        if not counters.max_attempts:
-            counters.max_attempts = 1
+            counters.max_attempts = max(counters.max_attempts, found.attempts)
 
     def _find_source(self) -> None:
         mapping, record = self.mapping, self.record
@@ -361,9 +408,10 @@ class Server:
         self.records: dict[int, MappingRecord] = {}
         self.outcomes: list[Outcome] = []
         self.clients: dict[int, ServedClient] = {}
+        self.copies: Copies | None = None
         self._tried: set[int] = set()
         self._places: dict[tuple[object, ...], int] = {}
-        self._table = (_Entry * 4096)()
+        self._table = (_Entry * (2 * _HELD))()
         self._clients = (c_void_p * 1)()
         self._touched = (POINTER(_Mapping) * _TOUCHED)()
         self._log = array("q", bytes(16 * _LOG))
@@ -396,6 +444,11 @@ class Server:
         if self.clients.pop(client.uffd, None) is not None:
             self._clients_changed()
 
+    def copy_to(self, copies: Copies) -> None:
+        """Where copies before a write go."""
+        self.copies = copies
+        self.state.rooms = copies.slots.address
+
     def _clients_changed(self) -> None:
         addresses = [ctypes.addressof(client.record) for client in self.clients.values()]
         self._clients = (c_void_p * max(1, len(addresses)))(*addresses)
@@ -422,6 +475,8 @@ class Server:
         error = self.library.rf_serve(self._pointer, milliseconds, most)
         if error:
             raise OSError(-error, "epoll")
+        if self.copies is not None and (state.copies_count or state.dry):
+            self._enter_copies(self.copies)
         if state.touched_count:
             self._settle()
         for number in range(state.notes_count):
@@ -437,6 +492,14 @@ class Server:
             if client is not None:
                 client.on_fault(Fault(slow.event, slow.flags, slow.address, slow.tid))
         return [(one.fd, one.events) for one in self._others[: state.others_count]]
+
+    def _enter_copies(self, copies: Copies) -> None:
+        """Enter the copies that were made, and make room for more."""
+        for number, index, image in copies.native_copies():
+            protection = self.records[number].mapping.protection
+            assert protection is not None
+            protection.save(index, image)
+        copies.lend(self.state.dry)
 
     def _settle(self) -> None:
         """Enter what was served in the mappings."""
@@ -464,12 +527,13 @@ class Server:
     def _learn(self, place: int) -> None:
         """Find out what a fault comes to that the table does not have yet."""
         self._tried.add(place)
-        state, kind, writable = place & 0xFF, place >> 8 & 7, bool(place >> 11)
+        state, kind, writable = place & 0xFF, place >> 8 & 7, bool(place >> 11 & 1)
         found = outcome(
             state,
             write=bool(kind & (FAULT_WRITE | FAULT_WP)),
             protected=bool(kind & FAULT_WP),
             writable_vma=writable,
+            copies=bool(place & _HELD),
         )
         # What is swapped out is not in the store.
         if found is None or (found.reads and state & PG_SWAPPED):
@@ -486,6 +550,8 @@ class Server:
             _KNOWN
             | _READS * found.reads
             | _WRITABLE * found.writable
-            | _MAPS * (not found.protected)
+            # What the message says of the page table entry still holds: nobody came in between.
+            | _MAPS * (not found.protected and not kind & FAULT_WP)
             | _UNPROTECTS * (found.writable and found.protected is not False)
+            | _COPIES * found.copies
         )

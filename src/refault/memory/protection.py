@@ -11,6 +11,7 @@ all older ones have, too; and what must be copied is what the newest one lacks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from .wait import WaitQueue
@@ -60,15 +61,28 @@ class Protection:
         The units that a writer waits for.
     questions
         Woken when there are more of them, and when a snapshot has ended.
+    copied
+        `holds` as a table, for who cannot call it: a byte for each unit, not 0 if the newest
+        snapshot has a copy of it.  None: nobody has asked for it, see `make_table`.
     """
 
-    __slots__ = ("_queues", "asked", "questions", "snapshots")
+    __slots__ = ("_queues", "asked", "copied", "questions", "snapshots")
 
     def __init__(self) -> None:
         self.snapshots: list[Images] = []
         self.asked: set[int] = set()
         self.questions = WaitQueue()
+        self.copied: bytearray | memoryview | None = None
         self._queues: dict[int, WaitQueue] = {}
+
+    def make_table(self, zeros: Callable[[int], bytearray | memoryview], units: int) -> None:
+        """Have a table of so many units in `copied`, which `zeros` makes, until another is newest.
+
+        It is not made when a snapshot begins: everybody stands still then.
+        """
+        self.copied = zeros(units)
+        for index in self.snapshots[-1].units:
+            self.copied[index] = 1
 
     def holds(self, index: int) -> bool:
         """Whether a unit must not be written yet."""
@@ -94,14 +108,19 @@ class Protection:
                 break
             snapshot.units[index] = image
             image.users += 1
+        if self.copied is not None:
+            self.copied[index] = 1
         self.answer(index)
 
     def begin(self, images: Images) -> None:
         """A snapshot begins: every unit is protected anew."""
         self.snapshots.append(images)
+        self.copied = None
 
     def end(self, images: Images) -> list[Image]:
         """A snapshot ends; the copies that nobody needs any more."""
+        if images is self.snapshots[-1]:
+            self.copied = None
         self.snapshots.remove(images)
         freed = []
         for image in images.units.values():

@@ -18,6 +18,10 @@
  * that saves one of two copies.  Whether it is in memory is asked of mincore, except on
  * filesystems that are nothing else.  A file that was cut short: the copy fails with EFAULT, and
  * Python finds out why.
+ *
+ * What a snapshot needs is copied from the memfd to a slot that Python has lent, before the unit is
+ * mapped writable, or its protection taken away, anywhere.  Such a copy counts from then on, whatever
+ * fails afterwards: it may be that a part of the unit can be written already.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -47,12 +51,13 @@ struct uffdio_continue {
 #endif
 
 enum { PAGE = 4096, BEGINNINGS = 8, STREAMS = 16, MESSAGES = 64, EVENTS = 64, OUTCOMES = 32 };
+enum { SMALLEST_SHIFT = 12, SIZES = 10 };
 enum { CONTINUE_WP = 2, COPY_WP = 2, WRITE = 1, WP = 2 };
 enum { COPY_TRIES = 64 };
 static const int64_t SOURCE_MOST = 32 << 20;
 
 /* What an entry of the table asks for. */
-enum { KNOWN = 1, READS = 2, WRITABLE = 4, MAPS = 8, UNPROTECTS = 16 };
+enum { KNOWN = 1, READS = 2, WRITABLE = 4, MAPS = 8, UNPROTECTS = 16, COPIES = 32 };
 /* Whether somebody wants to know who writes, or must copy before. */
 enum { TRACKED = 1, PROTECTED = 2 };
 /* Where bytes come from. */
@@ -68,6 +73,7 @@ struct account {
 
 struct mapping {
     uint8_t *flags;
+    uint8_t *copied; /* not 0: the newest snapshot has a copy of the unit; null: not known */
     int64_t whole; /* units that are not the last, partial one */
     int64_t number;
     struct account *budget, *parent;
@@ -105,6 +111,17 @@ struct other {
     int32_t fd, events;
 };
 
+/* Room for a copy, and of what it has been made. */
+struct slot {
+    char *bytes;
+    int64_t number, index;
+};
+
+struct room {
+    struct slot *slots;
+    int64_t count, taken;
+};
+
 struct server {
     struct entry *table;
     struct client **clients;
@@ -114,8 +131,10 @@ struct server {
     struct note *notes;
     struct other *others;
     char *staging;
+    struct room *rooms; /* one for each size of a unit */
     int64_t log_size, touched_size, slow_size, notes_size;
     int64_t clients_count, touched_count, log_count, slow_count, notes_count, others_count;
+    int64_t copies_count, dry; /* how many copies; which rooms have no more slots, a bit each */
     int64_t messages;
     struct placement *placement;
     int32_t epoll, around;
@@ -126,7 +145,8 @@ int64_t rf_sizes(int which)
     static const int64_t sizes[] = {sizeof(struct entry),  sizeof(struct mapping),
                                     sizeof(struct vma),    sizeof(struct client),
                                     sizeof(struct slow),   sizeof(struct note),
-                                    sizeof(struct other),  sizeof(struct server)};
+                                    sizeof(struct other),  sizeof(struct slot),
+                                    sizeof(struct room),   sizeof(struct server)};
     return which < (int)(sizeof sizes / sizeof *sizes) ? sizes[which] : -1;
 }
 
@@ -218,13 +238,39 @@ static char *content(struct server *s, struct mapping *m, int64_t offset, int64_
     return preadv2(m->fd, &part, 1, offset, flags) == length ? s->staging : NULL;
 }
 
-/* Put content into a unit that is absent, and map it.  0, or -1 and it is absent as before. */
-static int fill(struct mapping *m, int uffd, uint64_t start, int64_t offset, char *bytes,
-                int writable)
+/* Copy a unit that nobody can write to, and say so where faults and Python look.  0, or -1 and
+ * nothing is copied. */
+static int copy_before_write(struct server *s, struct mapping *m, int64_t index)
 {
     int64_t length = (int64_t)1 << m->shift;
-    if (writable) {
-        if (pwrite(m->memfd, bytes, length, offset) != length) {
+    int row = m->shift - SMALLEST_SHIFT;
+    if (!s->rooms || !m->copied || row < 0 || row >= SIZES)
+        return -1;
+    struct room *room = &s->rooms[row];
+    if (room->taken == room->count) {
+        s->dry |= (int64_t)1 << row;
+        return -1;
+    }
+    struct slot *slot = &room->slots[room->taken];
+    if (pread(m->memfd, slot->bytes, length, index << m->shift) != length)
+        return -1;
+    slot->number = m->number;
+    slot->index = index;
+    if (++room->taken == room->count)
+        s->dry |= (int64_t)1 << row;
+    s->copies_count++;
+    m->copied[index] = 1;
+    return 0;
+}
+
+/* Put content into a unit that is absent, and map it.  0, or -1 and it is absent as before. */
+static int fill(struct server *s, struct mapping *m, int uffd, uint64_t start, int64_t offset,
+                char *bytes, int asks)
+{
+    int64_t length = (int64_t)1 << m->shift;
+    if (asks & WRITABLE) {
+        if (pwrite(m->memfd, bytes, length, offset) != length ||
+            (asks & COPIES && copy_before_write(s, m, offset >> m->shift))) {
             punch(m->memfd, offset, length);
             return -1;
         }
@@ -316,12 +362,13 @@ static int serve_fault(struct server *s, struct client *client, struct uffd_msg 
     uint64_t start = vma->start + offset - vma->offset;
     if (index >= m->whole || offset < (int64_t)vma->offset || start + size > vma->end)
         return -1;
-    int which = (vma->writable != 0) << 11 | kind << 8 | m->flags[index];
+    int writes = (kind & (WRITE | WP)) != 0;
+    int held = writes && m->tracked == PROTECTED && !(m->copied && m->copied[index]);
+    int which = held << 12 | (vma->writable != 0) << 11 | kind << 8 | m->flags[index];
     struct entry entry = s->table[which];
     if (!entry.asks)
         return which;
-    int writes = (kind & (WRITE | WP)) != 0;
-    if (m->tracked && (writes ? m->tracked == PROTECTED : entry.asks & WRITABLE))
+    if (m->tracked && !writes && entry.asks & WRITABLE)
         return -1;
     if (!writes &&
         (((index + 1 < m->whole) && (m->flags[index + 1] & s->around)) ||
@@ -336,12 +383,14 @@ static int serve_fault(struct server *s, struct client *client, struct uffd_msg 
         if (charge(m))
             return which;
         char *bytes = content(s, m, offset, size);
-        if (!bytes || fill(m, uffd, start, offset, bytes, entry.asks & WRITABLE)) {
+        if (!bytes || fill(s, m, uffd, start, offset, bytes, entry.asks)) {
             uncharge(m);
             return which;
         }
         log_unit(s, m->number, index);
     } else {
+        if (entry.asks & COPIES && copy_before_write(s, m, index))
+            return which;
         if (entry.asks & MAPS &&
             map_range(uffd, start, size, entry.asks & WRITABLE ? 0 : CONTINUE_WP, address))
             return which;
@@ -423,7 +472,7 @@ static int serve(struct server *s, int timeout, int64_t most)
                     (struct other){.fd = events[i].data.fd, .events = events[i].events};
         }
         if ((!count && wait == timeout) || s->others_count || s->slow_count || s->notes_count ||
-            s->messages >= most || s->log_count + 2 * MESSAGES > s->log_size ||
+            s->dry || s->messages >= most || s->log_count + 2 * MESSAGES > s->log_size ||
             s->touched_count + MESSAGES > s->touched_size)
             return 0;
         if (timeout > 0) {
@@ -436,11 +485,12 @@ static int serve(struct server *s, int timeout, int64_t most)
 }
 
 /* Serve until there is something for Python: a descriptor of its own, a fault that is not in the
- * table, a stream of readahead that goes on, a log that is full, `most` messages, or the time (ms,
- * -1: none) is over. */
+ * table, a stream of readahead that goes on, a log that is full, no slot that is left, `most`
+ * messages, or the time (ms, -1: none) is over. */
 int rf_serve(struct server *s, int timeout, int64_t most)
 {
     s->messages = s->slow_count = s->notes_count = s->others_count = 0;
+    s->copies_count = s->dry = 0;
     int error = serve(s, timeout, most);
     placement_leave(s->placement);
     return error;

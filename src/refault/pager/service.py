@@ -100,6 +100,8 @@ class Pager:
         self.loop = Loop()
         self.loop.add(guardian.fileno(), lambda _: self.guardian_gone())
         self.machine = LinuxMachine(self)
+        if self.loop.server is not None:
+            self.loop.server.copy_to(self.machine.copies)
         self.loop.before_poll.append(self.machine.unplug)
         self.placement = self.loop.placement
         self.swap = Swap(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // SWAP_SHARE)
