@@ -66,6 +66,7 @@ def test_reads_ahead_and_writes_leave_threads_to_demand(
     for number in range(2 * width):
         work.submit(f"other {number}", Urgency.AHEAD if number % 2 else Urgency.WRITE)
     work.wait(most)
+    assert work.lane.threads == most
     for number in range(width - most):
         work.submit(f"demand {number}", Urgency.DEMAND)
     begun = work.wait(width)
