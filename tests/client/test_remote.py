@@ -223,7 +223,7 @@ def test_a_second_request_beside_one_that_hangs() -> None:
 
 
 def test_a_server_that_is_stopped_and_started_again() -> None:
-    with object_server(npy(), stop_at=30, stop_seconds=3) as server:
+    with object_server(npy(), stop_at=30, stop_seconds=1) as server:
         done = run(compare, server.url, "errors")
         assert server.stop_at == 0
     assert "no connection to the server" in done.stderr
