@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from refault.stores.chunked.cache import BlockCache
 from refault.stores.chunked.grid import (
+    aligned,
+    along_memory,
     block_shape,
     extents,
     in_rows,
     inside,
+    intersection,
     overlapping,
     rectangles,
     tiles,
@@ -65,6 +68,41 @@ def test_blocks_are_whole_chunks_and_large_enough(
         less = list(block)
         less[joined[0]] -= chunks[joined[0]]
         assert math.prod(less) * itemsize < least
+
+
+@given(shapes, st.integers(1, 8), st.integers(1, 3000), st.integers(0, 3000), st.data())
+def test_chunks_along_memory(
+    shape: tuple[int, ...], itemsize: int, reach: int, most: int, data: st.DataObject
+) -> None:
+    chunks = tuple(data.draw(st.integers(1, 9)) for _ in shape)
+    block = along_memory(shape, chunks, itemsize, reach, most)
+    smallest = tuple(map(min, chunks, shape))
+    for length, chunk, size in zip(block, chunks, shape, strict=True):
+        assert (length % chunk == 0 or length == size) and length <= size
+    assert math.prod(block) * itemsize <= max(most, math.prod(smallest) * itemsize)
+    joined = [axis for axis, least in enumerate(smallest) if block[axis] > least]
+    if joined:
+        # All of the axes within, and not more of this one than the bytes reach.
+        axis = joined[0]
+        assert block[axis + 1 :] == shape[axis + 1 :]
+        inner = math.prod(shape[axis + 1 :]) * itemsize
+        assert (block[axis] - chunks[axis]) * inner < reach
+
+
+@given(shapes, st.data())
+def test_the_whole_blocks_of_a_rectangle(shape: tuple[int, ...], data: st.DataObject) -> None:
+    block = tuple(data.draw(st.integers(1, 9)) for _ in shape)
+    start = data.draw(st.integers(0, math.prod(shape) - 1))
+    for rectangle in rectangles(shape, start, data.draw(st.integers(start + 1, math.prod(shape)))):
+        found = aligned(rectangle, shape, block)
+        whole = [one for _, one, both in tiles(rectangle, shape, block) if one == both]
+        number = 0 if found is None else math.prod(extents(found))
+        assert number == sum(math.prod(extents(one)) for one in whole)
+        assert (
+            found is None
+            or np.empty(extents(rectangle))[inside(rectangle, found)].flags.c_contiguous
+        )
+        assert all(found is not None and intersection(found, one) == one for one in whole)
 
 
 def test_rows_of_blocks() -> None:

@@ -364,6 +364,38 @@ def test_a_store_may_say_what_array_it_holds() -> None:
     run_child(declared, timeout=60, files={"table_of_the_test.py": STORE})
 
 
+def filters(folder: str) -> None:
+    import subprocess
+    import sys
+
+    import h5py
+    import numpy as np
+    import pytest
+
+    import refault
+
+    # Written by somebody else: here nobody has imported hdf5plugin.
+    writer = (
+        "import h5py, hdf5plugin, numpy, sys\n"
+        "with h5py.File(sys.argv[1], 'w') as file:\n"
+        "    file.create_dataset('a', data=numpy.arange(90000.0).reshape(300, 300),"
+        " chunks=(100, 100), **hdf5plugin.Zstd())\n"
+    )
+    path = folder + "/encoded.h5"
+    subprocess.run([sys.executable, "-c", writer, path], check=True)
+    sys.modules["hdf5plugin"] = None
+    with pytest.raises(refault.UsageError, match=r"zstd filter \(32015\).*pip install hdf5plugin"):
+        refault.open(path, key="a")
+    del sys.modules["hdf5plugin"]
+    assert not h5py.h5z.filter_avail(32015)
+    x = refault.open(path, key="a", resident="128KiB", page_size="16KiB")
+    assert np.array_equal(x, np.arange(90000.0).reshape(300, 300))
+
+
+def test_filters_that_are_not_of_hdf5_itself(tmp_path: pathlib.Path) -> None:
+    run(filters, tmp_path)
+
+
 def in_s3(options: str) -> None:
     import json
 

@@ -69,6 +69,10 @@ def test_hdf5_files_that_are_in_use(tmp_path: pathlib.Path) -> None:
             with pytest.raises(refault.UsageError, match="is open for writing in this process"):
                 refault.open(thing, key=None if thing is not path else key)
     with h5py.File(path, "r") as file:
+        dataset = file["some/numbers"]
+    with pytest.raises(refault.UsageError, match="its file has been closed; give its path"):
+        refault.open(dataset)
+    with h5py.File(path, "r") as file:
         with pytest.raises(refault.UsageError, match=r"refault.open\(.*, mode='r\+', key="):
             refault.open(file[key], "r+")
 
@@ -91,6 +95,8 @@ def test_keys(tmp_path: pathlib.Path) -> None:
     for thing in (group["a"], tmp_path / "x.zarr" / "a"):
         with pytest.raises(refault.UsageError, match="leave key out"):
             refault.open(thing, key="a")
+    with pytest.raises(refault.UsageError, match="key=3 is no name"):
+        refault.open(tmp_path / "x.zarr", key=3)  # type: ignore[arg-type]
     (tmp_path / "raw").write_bytes(b"123")
     with pytest.raises(refault.UsageError, match="cannot be opened as HDF5"):
         refault.open(tmp_path / "raw", key="a")

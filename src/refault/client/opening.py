@@ -141,6 +141,8 @@ def open(
         checked = MODES[mode]
     except (KeyError, TypeError):
         raise UsageError(f"mode={mode!r} is none of {', '.join(map(repr, MODES))}") from None
+    if key is not None and not isinstance(key, str):
+        raise UsageError(f"key={key!r} is no name of an array; give text, as '/group/dataset'")
     wanted = Wanted(
         mode=checked,
         dtype=None if dtype is None else check_dtype(dtype),

@@ -522,8 +522,10 @@ class LinuxMachine:
 
         def work() -> None:
             if mapping.fetch is not None and not swapped:
-                self._install(mapping, start, mapping.fetch(start, length))
-                return
+                fetched = mapping.fetch(start, length)
+                if fetched is not None:
+                    self._install(mapping, start, fetched)
+                    return
             with self.buffers.take() as whole, whole[:length] as view:
                 if swapped:
                     mapping.swap.load_all(mapping.pages_in(run, view, start))

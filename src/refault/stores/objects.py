@@ -120,7 +120,7 @@ class ObjectStore:
     """
 
     read_nowait: Callable[[int, memoryview], bool]
-    fetch: Callable[[int, int], memoryview]
+    fetch: Callable[[int, int], memoryview | None]
 
     def __init__(self, store: object) -> None:
         checked = _check(store)
@@ -203,9 +203,12 @@ class ObjectStore:
                 permanent=True,
             ) from error
 
-    def _fetch(self, offset: int, length: int) -> memoryview:
+    def _fetch(self, offset: int, length: int) -> memoryview | None:
         try:
-            answer = memoryview(self._store.fetch(offset, length)).cast("B")
+            found = self._store.fetch(offset, length)
+            if found is None:
+                return None
+            answer = memoryview(found).cast("B")
         except BaseException as error:
             raise self._failed("read", offset, error) from error
         self._check_answer("fetch", "read", offset, length, len(answer))

@@ -46,6 +46,9 @@ class Facts(NamedTuple):
         Of the array that the library itself returns.
     version
         Another one if the content is another one; None: there is no telling.
+    together
+        Bytes of chunks that lie side by side in memory and should be decoded with one call, if a
+        chunk is not larger.
     """
 
     dtype: np.dtype[Any]
@@ -54,6 +57,7 @@ class Facts(NamedTuple):
     write_chunks: tuple[int, ...]
     order: str = "C"
     version: str | None = None
+    together: int = 0
 
     @property
     def nbytes(self) -> int:

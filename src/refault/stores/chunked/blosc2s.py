@@ -2,16 +2,16 @@
 
 Some facts about python-blosc2
 ------------------------------
-* It holds the GIL while it decodes (4.14), in whatever call.  So there is nothing to be had from
-  several threads of ours, only from its own; and the pager stands still meanwhile.  So of
-  large chunks we read *blocks*, the parts that can be decoded alone.
+* It holds the GIL while it decodes (4.14), in whatever call that decodes a part of an array.  So
+  what nobody changes is read with the C library itself, if that is there (`blosc2lib`).
+* It reads and decodes no more of a chunk than the *blocks* that are asked for.  A row of blocks, of
+  all chunks side by side, costs no more than the same bytes in whole chunks.
 * An array object has one context for decoding: it is for one thread at a time.
 * What was written is in the file when the call returns, but not on the disk.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from typing import Any, NamedTuple
@@ -22,12 +22,13 @@ import numpy.typing as npt
 from refault.errors import UsageError
 
 from .arrays import Facts, FileVersion, check_dtype, require, sync
+from .blosc2lib import Handles, library
 from .grid import Rectangle, extents
 
 __all__ = ["Blosc2Array", "Blosc2Place", "place_of_blosc2"]
 
-WHOLE_BYTES = 2 << 20
-"""Chunks up to this size are decoded as a whole, by its threads."""
+TOGETHER_BYTES = 2 << 20
+"""The most that is decoded with one call."""
 
 
 class Blosc2Place(NamedTuple):
@@ -69,12 +70,19 @@ class Blosc2Array:
             )
         self._array: Any = array
         dtype = check_dtype(array.dtype, place.name)
-        small = math.prod(array.chunks) * dtype.itemsize <= WHOLE_BYTES
-        parts = array.chunks if small else array.blocks
         self._version = None if writable else FileVersion(place.path)
         version = None if self._version is None else str(self._version)
-        self.facts = Facts(dtype, array.shape, parts, array.chunks, version=version)
+        self.facts = Facts(
+            dtype,
+            array.shape,
+            array.blocks,
+            array.chunks,
+            version=version,
+            together=TOGETHER_BYTES,
+        )
         self._lock = threading.Lock()
+        found = None if writable or not array.ndim else library()
+        self._handles = None if found is None else Handles(found, place.path)
 
     def read(self, rectangle: Rectangle) -> npt.NDArray[Any]:
         out = np.empty(extents(rectangle), self.facts.dtype)
@@ -82,9 +90,10 @@ class Blosc2Array:
         return out
 
     def read_into(self, rectangle: Rectangle, out: npt.NDArray[Any]) -> None:
-        with self._lock:
-            if out.size:
-                bounds = [axis.start for axis in rectangle], [axis.stop for axis in rectangle]
+        # What is wrong is told by python-blosc2, which is asked again.
+        if out.size and not (self._handles is not None and self._handles.read_into(rectangle, out)):
+            bounds = [axis.start for axis in rectangle], [axis.stop for axis in rectangle]
+            with self._lock:
                 self._array.get_slice_numpy(out, bounds)
         if self._version is not None:
             self._version.check()
@@ -97,7 +106,9 @@ class Blosc2Array:
         sync(self._path)
 
     def close(self) -> None:
-        """The library closes a file when the object is gone; it keeps none open."""
+        """Free what the C library has; files are open only while they are read."""
+        if self._handles is not None:
+            self._handles.close()
 
     def is_permanent(self, error: BaseException) -> bool:
         return not (isinstance(error, MemoryError) or getattr(error, "errno", None))

@@ -31,6 +31,8 @@ def find_object(thing: Any, key: str | None, *, writable: bool) -> Place:
         return place_of_blosc2(thing)
     if library == "h5py":
         h5py = require("h5py", "hdf5")
+        if not thing:
+            raise UsageError(f"{thing!r}: its file has been closed; give its path, and key")
         if isinstance(thing, h5py.Group):
             thing = find_dataset(h5py, thing, key, str(thing.file.filename))
         else:

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 
 __all__ = [
     "Rectangle",
+    "aligned",
+    "along_memory",
     "block_shape",
     "extents",
     "in_rows",
@@ -68,6 +70,37 @@ def block_shape(
         block[axis] = chunk * min(-(-shape[axis] // chunk), -(-least // size))
         block[axis] = max(1, min(block[axis], shape[axis]))
     return tuple(block)
+
+
+def along_memory(
+    shape: tuple[int, ...], chunks: tuple[int, ...], itemsize: int, reach: int, most: int
+) -> tuple[int, ...]:
+    """Join neighbouring chunks that `reach` bytes of memory have a part of, up to `most` bytes."""
+    block = [max(1, min(pair)) for pair in zip(chunks, shape, strict=True)]
+    inner = itemsize
+    for axis in reversed(range(len(shape))):
+        touched = min(-(-reach // inner), shape[axis])
+        room = most // (math.prod(block) * itemsize)
+        wanted = max(1, min(-(-touched // block[axis]), room))
+        block[axis] = max(1, min(block[axis] * wanted, shape[axis]))
+        if block[axis] < shape[axis]:
+            break
+        inner *= max(1, shape[axis])
+    return tuple(block)
+
+
+def aligned(
+    rectangle: Rectangle, shape: tuple[int, ...], block: tuple[int, ...]
+) -> Rectangle | None:
+    """The largest part of a rectangle that is made of whole blocks; None: it has none."""
+    whole = tuple(
+        slice(
+            -(-axis.start // length) * length,
+            axis.stop if axis.stop == end else axis.stop // length * length,
+        )
+        for axis, length, end in zip(rectangle, block, shape, strict=True)
+    )
+    return whole if all(axis.start < axis.stop for axis in whole) else None
 
 
 def overlapping(rectangle: Rectangle, block: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

@@ -9,6 +9,8 @@ Some facts about HDF5
   So our own handle, in the pager, holds the lock as long as the region lives.
 * A dataset that is neither in chunks nor compressed lies in the file as in memory, at
   ``get_offset()``.  Then HDF5 is not needed to read it.
+* Filters that are not its own are known to a process that has imported hdf5plugin; the pager has
+  not, whatever the program has.  So it does, when it meets one.
 * Errors have an errno only where the operating system gave one; a damaged chunk has none.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import threading
 from collections.abc import Iterator
@@ -154,11 +157,43 @@ def _facts_of(dataset: Any, name: str, version: FileVersion | None) -> Facts:
     if dataset.shape is None:
         raise UsageError(f"{name}: is an empty dataset, without even a shape; give another key")
     dtype = check_dtype(dataset.dtype, name)
+    _check_filters(dataset, name)
     # Without chunks there is no least part.
     chunks = dataset.chunks or (1,) * len(dataset.shape)
     return Facts(
         dtype, dataset.shape, chunks, chunks, version=None if version is None else str(version)
     )
+
+
+def _check_filters(dataset: Any, name: str) -> None:
+    """See that HDF5 can decode a dataset.
+
+    Raises
+    ------
+    UsageError
+        It was encoded with a filter that is not here.
+    """
+    missing = _missing_filters(dataset)
+    if missing:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("hdf5plugin")
+            missing = _missing_filters(dataset)
+    if missing:
+        raise UsageError(
+            f"{name}: is encoded with {', '.join(missing)}, which HDF5 has not got here;"
+            " pip install hdf5plugin, or say with HDF5_PLUGIN_PATH where it is"
+        )
+
+
+def _missing_filters(dataset: Any) -> list[str]:
+    available = require("h5py", "hdf5").h5z.filter_avail
+    plist = dataset.id.get_create_plist()
+    filters = [plist.get_filter(number) for number in range(plist.get_nfilters())]
+    return [
+        f"{name.decode(errors='replace').partition(';')[0] or 'a filter'} ({code})"
+        for code, _, _, name in filters
+        if not available(code)
+    ]
 
 
 def find_dataset(h5py: Any, group: Any, key: str | None, name: str) -> Any:

@@ -28,7 +28,7 @@ CACHE_BYTES = 64 << 20
 MEMORY_SHARE = 16
 """The most that is kept, if nothing else is said: this part of the machine's memory."""
 SPARE_BLOCKS = 8
-"""Blocks beside those of one band: as many as are decoded at the same time."""
+"""Blocks beside those of one band: as many as are decoded at the same time; of large ones, two."""
 
 
 class ChunkedStore:
@@ -83,7 +83,7 @@ class ChunkedStore:
         self._array: ChunkedArray | None = None
         self._opening = threading.Lock()
         self._failed: BaseException | None = None
-        self._view = View(self.facts, self.order)
+        self._view = View(self.facts, self.order, cache)
         self._cache: Cache = BlockCache(self._cache_bytes() if cache is None else cache)
         locks = ChunkLocks()
         changing = locks if self.writable else None
@@ -146,17 +146,15 @@ class ChunkedStore:
         except Exception as error:
             raise self._error("read", offset, error) from error
 
-    def fetch(self, offset: int, length: int) -> memoryview:
-        """Return `length` bytes from `offset` on, or raise `StoreError`."""
+    def fetch(self, offset: int, length: int) -> memoryview | None:
+        """Return `length` bytes from `offset` on, if they are kept as they lie in memory."""
         first, count, skip = self._elements("read", offset, length)
         try:
             values = self._reader.in_one_block(first, count)
-            if values is None:
-                values = np.empty(count, self.dtype)
-                self._reader.fill(first, values)
-        except Exception as error:
-            raise self._error("read", offset, error) from error
-        return as_bytes(values)[skip : skip + length].data
+        except Exception:
+            # Another chunk of the block may be damaged: `read_into` finds out.
+            return None
+        return None if values is None else as_bytes(values)[skip : skip + length].data
 
     def write_from(self, offset: int, buffer: memoryview) -> None:
         """Store all of `buffer`, or raise `StoreError`."""
@@ -228,7 +226,8 @@ class ChunkedStore:
 
     def _cache_bytes(self) -> int:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        needed = self.band_bytes + SPARE_BLOCKS * self._view.block_bytes
+        block = self._view.block_bytes
+        needed = self.band_bytes + max(2 * block, min(SPARE_BLOCKS * block, CACHE_BYTES))
         return min(max(CACHE_BYTES, needed), max(CACHE_BYTES, memory // MEMORY_SHARE))
 
     @property

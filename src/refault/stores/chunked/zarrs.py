@@ -32,6 +32,9 @@ from .grid import Rectangle
 
 __all__ = ["ZarrArray", "ZarrPlace", "open_zarr", "place_of_zarr"]
 
+TOGETHER_BYTES = 32 << 20
+"""The most that is read with one call, which reads and decodes several chunks at a time."""
+
 _HOPELESS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -87,6 +90,7 @@ class ZarrArray:
             tuple(int(length) for length in array.shards or chunks),
             "F" if array.order == "F" else "C",
             None if session is None else session.snapshot_id,
+            TOGETHER_BYTES,
         )
         fill = np.zeros((), dtype) if array.fill_value is None else array.fill_value
         self._fill = np.asarray(fill, dtype).tobytes()
