@@ -171,6 +171,17 @@ class Region(Closing):
             return begin(self, where)
         return self._request(messages.Prefetch, where)
 
+    def wait_for_prefetch(self) -> None:
+        """Wait until what was begun to be read in the background is there, or given up.
+
+        That is what the working set of the last run named (`refault.open`), and what `prefetch` was
+        given as a list; not readahead.  Pages for which there is no room, and those that the store
+        fails to deliver, are read when they are touched, as ever.
+        """
+        self._check_open()
+        if self._memory is not None:
+            self._memory.connection.call(messages.Prefetched(self._memory.number))
+
     def working_set(self, where: Where = None) -> Ranges:
         """What the program has used since the array was opened.
 

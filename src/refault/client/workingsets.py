@@ -6,12 +6,14 @@ import hashlib
 import os
 import re
 from array import array
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from refault.client.urls import local_path, scheme
 from refault.errors import UsageError
 from refault.stores.base import store_name
 from refault.stores.objects import dump_object
+from refault.stores.recognizing import ZARR_FILES, library_of
+from refault.stores.recorded import may_replace
 from refault.wire import messages
 
 if TYPE_CHECKING:
@@ -38,39 +40,82 @@ def place(
     Raises
     ------
     UsageError
-        `working_set` is no path, or a folder.
+        `working_set` is no path, a folder, or something else that must not be replaced.
     """
     if working_set is None:
         return None
     if working_set == "auto":
-        return _automatic(source, key or "")
+        path = _automatic(source, (key or "").strip("/"))
+    else:
+        path = _given(working_set)
+    if os.path.isdir(path):
+        raise UsageError(f"working_set={path!r} is a folder; give the path of a file in it")
+    if not may_replace(path):
+        raise UsageError(
+            f"working_set={path!r} is something else, and would be replaced by a working set; give"
+            " the path of another file"
+        )
+    return path
+
+
+def _given(working_set: str | os.PathLike[str]) -> str:
     try:
-        path = os.path.abspath(os.fsdecode(working_set))
+        return os.path.abspath(os.fsdecode(working_set))
     except TypeError:
         raise UsageError(
             f"working_set={working_set!r} is no path; give 'auto', the path of a file, or None"
         ) from None
-    if os.path.isdir(path):
-        raise UsageError(f"working_set={path!r} is a folder; give the path of a file in it")
-    return path
 
 
 def _automatic(source: object, key: str) -> str:
     if not isinstance(source, str | os.PathLike):
-        if not hasattr(source, "read_into"):
+        path, key = _place_in_file(source, key)
+        if path is not None:
+            source = path
+        elif hasattr(source, "read_into"):
+            return _cached(dump_object(source), store_name(source))
+        else:
             raise UsageError(
-                f"{source!r}: working_set='auto' needs a path, a URL or a store; give the path of"
-                " a file to keep it in"
+                f"{source!r}: working_set='auto' needs what has a path or a URL, or a store; give"
+                " the path of a file to keep it in"
             )
-        return _cached(dump_object(source), store_name(source))
     path = os.fsdecode(source)
     kind = scheme(path)
     if kind not in (None, "file", "local"):
         return _cached(f"{path}\n{key}".encode(), path)
-    path = os.path.realpath(local_path(path) if kind else path)
+    path, inside = _outermost(os.path.realpath(local_path(path) if kind else path))
+    key = "/".join(filter(None, (inside, key)))
     if os.access(os.path.dirname(path), os.W_OK):
         return path + (f".{_plain(key)}" if key else "") + SUFFIX
     return _cached(os.fsencode(f"{path}\n{key}"), path)
+
+
+def _place_in_file(thing: object, key: str) -> tuple[str | None, str]:
+    """Path and key of an array that is an object of its library; None: it has no path."""
+    library = library_of(thing)
+    found: Any = thing
+    if library == "h5py" and found:
+        return found.file.filename, "/".join(filter(None, ((found.name or "").strip("/"), key)))
+    if library == "blosc2" and hasattr(found, "schunk"):
+        return found.schunk.urlpath, key
+    if library == "zarr":
+        place = str(found.store_path)
+        if place.startswith("file://"):
+            return place.removeprefix("file://"), key
+    return None, key
+
+
+def _outermost(path: str) -> tuple[str, str]:
+    """The root of the Zarr hierarchy that a path is in, and where it is in there.
+
+    Nothing that is not of Zarr is to lie within.
+    """
+    root = path
+    while (parent := os.path.dirname(root)) != root and any(
+        os.path.exists(os.path.join(parent, name)) for name in ZARR_FILES
+    ):
+        root = parent
+    return root, path[len(root) + 1 :]
 
 
 def _cached(key: bytes, name: str) -> str:

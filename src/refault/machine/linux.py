@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from refault.errors import StoreError
+from refault.fault import reclaim
 from refault.fault.machine import Runs
 from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
@@ -359,6 +360,7 @@ class LinuxMachine:
         self.native = library()
         self.plugged: dict[LinuxMapping, list[int]] = {}
         self.plugged_writes: dict[LinuxMapping, list[tuple[int, int]]] = {}
+        self.bridges: dict[LinuxMapping, list[tuple[int, int]]] = {}
         self.buffers = Buffers()
         self.copies = Copies(services, say)
 
@@ -487,19 +489,31 @@ class LinuxMachine:
         if hurry is not None:
             hurry()
 
+    def bridge(self, mapping: LinuxMapping, first: int, last: int) -> None:
+        """Units ``[first, last)`` that are submitted in this turn may become one read.
+
+        What lies between them is read as well, and dropped.
+        """
+        self.bridges.setdefault(mapping, []).append((first, last))
+
     def unplug(self) -> None:
         """Send the reads and writes collected since the last turn to the threads."""
         while self.plugged_writes:
             self._start_writes(*self.plugged_writes.popitem())
+        bridges, self.bridges = self.bridges, {}
         while self.plugged:
             mapping, indexes = self.plugged.popitem()
             indexes.sort()
+            bridged = bridges.get(mapping, [])
             run: list[int] = []
             for index in indexes:
                 joins = (
                     run
-                    and index == run[-1] + 1
-                    and (len(run) + 1) * mapping.page_size <= mapping.run_bytes
+                    and (
+                        index == run[-1] + 1
+                        or any(first <= run[-1] and index < last for first, last in bridged)
+                    )
+                    and (index + 1 - run[0]) * mapping.page_size <= mapping.run_bytes
                     and not (mapping.flags[index] ^ mapping.flags[run[0]]) & PG_SWAPPED
                 )
                 if run and not joins:
@@ -509,7 +523,7 @@ class LinuxMachine:
             self._start_read(mapping, run)
 
     def _start_read(self, mapping: LinuxMapping, run: list[int]) -> None:
-        """Read and install a run of units in a thread.
+        """Read and install a run of units in a thread; there may be others between them.
 
         The units are locked for the read, so nobody else touches their part of the memfd;
         except a Ctrl-C, see `_end_read`.
@@ -519,19 +533,24 @@ class LinuxMachine:
         swapped = bool(mapping.flags[run[0]] & PG_SWAPPED)
         for index in run:
             self._take_back(mapping, index)
+        parts = mapping.byte_ranges(list(reclaim.runs(run)))
+
+        def install(view: memoryview) -> None:
+            for at, size in parts:
+                self._install(mapping, at, view[at - start : at - start + size])
 
         def work() -> None:
             if mapping.fetch is not None and not swapped:
                 fetched = mapping.fetch(start, length)
                 if fetched is not None:
-                    self._install(mapping, start, fetched)
+                    install(fetched)
                     return
             with self.buffers.take() as whole, whole[:length] as view:
                 if swapped:
                     mapping.swap.load_all(mapping.pages_in(run, view, start))
                 else:
                     mapping.store.read_into(start, view)
-                self._install(mapping, start, view)
+                install(view)
 
         def done(_: None, error: BaseException | None) -> None:
             mapping.leave()

@@ -574,6 +574,16 @@ def _prefetch_ranges(request: Request, message: wire.PrefetchRanges, fds: list[i
     request.answer(wire.Done(value))
 
 
+def _prefetched(request: Request, message: wire.Prefetched, fds: list[int]) -> None:
+    region, _ = _attached(request, message.region)
+
+    def work(task: PagerTask) -> Waits[wire.Reply]:
+        yield from request.client.pager.working_sets.wait(region.mapping, task)
+        return wire.Done()
+
+    request.run("prefetched", work)
+
+
 def _working_set(request: Request, message: wire.WorkingSet, fds: list[int]) -> None:
     region = _region(request, message.region)
     mapping, at = region.mapping, region.map_offset
@@ -791,6 +801,7 @@ _HANDLERS: dict[type, Callable[[Request, Any, list[int]], None]] = {
     wire.Pin: _populate,
     wire.Prefetch: _prefetch,
     wire.PrefetchRanges: _prefetch_ranges,
+    wire.Prefetched: _prefetched,
     wire.Evict: _evict,
     wire.Flush: _flush,
     wire.Snapshot: _snapshot,

@@ -6,6 +6,8 @@ order.
 
 What holds for the reads:
 
+- Few requests.  What lies near is read together, with what lies between, if that is no more than
+  what is wanted; it is dropped.  Not of a local file: there a request costs next to nothing.
 - Demand first.  They go through the fault path with RETRY_NOWAIT, like readahead, into the lane
   of the mapping, but never fill it: a part of its threads is left for faults.
 - Never more than fits.  They take what is free of the budgets, evict nothing, and end when a budget
@@ -25,16 +27,17 @@ from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from refault.errors import Error
+from refault.errors import Error, StoreError
 from refault.fault.gup import readahead
 from refault.machine.linux import RUN_BYTES, LinuxMapping, say
 from refault.memory.budget import Budget
 from refault.memory.page import PG_READING, PG_UPTODATE
 from refault.memory.touched import Touched
-from refault.memory.wait import Signal, Task, TaskState, Wait, WaitReason, Waits
+from refault.memory.wait import Signal, Task, TaskState, Wait, WaitQueue, WaitReason, Waits
 from refault.stores.base import store_version
 from refault.stores.recorded import (
     Damaged,
+    Foreign,
     Range,
     Recorded,
     at_most,
@@ -90,6 +93,7 @@ class WorkingSets:
         self._lane = pager.loop.workers.lane(2)
         self._kept: dict[LinuxMapping, dict[str, _Kept]] = {}
         self._running: dict[LinuxMapping, set[PagerTask]] = {}
+        self._ended = WaitQueue()
 
     # -- from one run to the next ----------------------------------------------
 
@@ -110,6 +114,9 @@ class WorkingSets:
         before = None
         try:
             before = yield from self.pager.in_thread(self._lane, read, task)
+        except Foreign as error:
+            say(f"{path}: {error}, and stays as it is; give another working_set")
+            return []
         except (Damaged, OSError) as error:
             say(f"{path}: this working set is not used: {error}")
         kept.setdefault(path, _Kept(before))
@@ -197,12 +204,26 @@ class WorkingSets:
             if not running:
                 mapping.prefetching = False
                 self._running.pop(mapping, None)
+                self._ended.wake_all()
 
         task.generator = self._read(mapping, chosen, task)
         task.done = done
         task.scheduler.alive.add(task)
         task.scheduler.ready.append(task)
         return sum(end - start for start, end, _ in chosen)
+
+    def wait(self, mapping: LinuxMapping, task: Task) -> Waits[None]:
+        """Wait until nothing is being read for `prefetch` any more.
+
+        Raises
+        ------
+        StoreError
+            The task shall not wait any longer.
+        """
+        while mapping in self._running:
+            if task.signal_pending():
+                raise StoreError(f"{mapping.name}: is being prefetched still; wait again")
+            yield Wait(self._ended, TaskState.INTERRUPTIBLE, WaitReason.READ)
 
     def _read(self, mapping: LinuxMapping, ranges: list[Range], task: PagerTask) -> Waits[None]:
         lane = self.pager.lanes[mapping]
@@ -214,15 +235,30 @@ class WorkingSets:
             width = max(1, min(width, units))
             step = max(1, min(step // mapping.page_size, units // width)) * mapping.page_size
         under_way: deque[int] = deque()
-        for start, end in _pieces(ranges, step):
+        pieces = _pieces(ranges, step)
+        for near in (
+            _near(pieces, step) if mapping.read_nowait is None else ([one] for one in pieces)
+        ):
             while len(under_way) >= width:
                 if not (yield from _is_read(mapping, under_way.popleft(), task)):
                     return
-            begun = yield from self._begin(mapping, start, end, task)
+            newest = None
+            begun: int | None = 0
+            for start, end in near:
+                begun = yield from self._begin(mapping, start, end, task)
+                if begun:
+                    newest = end - 1
+                if begun is None:
+                    break
+            if newest is not None:
+                first, last = near[0][0] >> mapping.page_shift, (newest >> mapping.page_shift) + 1
+                self.pager.machine.bridge(mapping, first, last)
+                under_way.append(newest)
             if begun is None:
+                break
+        while under_way:
+            if not (yield from _is_read(mapping, under_way.popleft(), task)):
                 return
-            if begun:
-                under_way.append(end - 1)
 
     def _begin(
         self, mapping: LinuxMapping, start: int, end: int, task: PagerTask
@@ -273,6 +309,23 @@ def _pieces(ranges: list[Range], step: int) -> list[tuple[int, int]]:
             pieces.append((start, stop))
             start = stop
     return pieces
+
+
+def _near(pieces: list[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
+    """Pieces to read together, up to `most` bytes: no more of them in vain than is wanted."""
+    near: list[tuple[int, int]] = []
+    wanted = 0
+    for start, end in pieces:
+        whole = end - near[0][0] if near else 0
+        if near and whole <= min(most, 2 * (wanted + end - start)):
+            near.append((start, end))
+            wanted += end - start
+            continue
+        if near:
+            yield near
+        near, wanted = [(start, end)], end - start
+    if near:
+        yield near
 
 
 def _limit(mapping: LinuxMapping) -> int | None:

@@ -29,10 +29,12 @@ import msgspec
 
 __all__ = [
     "Damaged",
+    "Foreign",
     "Range",
     "Recorded",
     "USED",
     "at_most",
+    "may_replace",
     "overlaid",
     "read_recorded",
     "write_recorded",
@@ -54,6 +56,10 @@ LONGEST: Final = 64 << 20
 
 class Damaged(ValueError):
     """A file is no working set, or not whole; the message says which."""
+
+
+class Foreign(Damaged):
+    """A file is something else, and must not be replaced."""
 
 
 class Recorded(NamedTuple):
@@ -110,8 +116,10 @@ def decode(data: bytes) -> Recorded:
     Damaged
         It is not ours, or not whole.
     """
+    if not data:
+        raise Damaged("it is empty")
     if not data.startswith(_HEAD):
-        raise Damaged("it is no working set")
+        raise Foreign("it is no working set")
     version, _, rest = data[len(_HEAD) :].partition(b"\n")
     if version + b"\n" != _VERSION:
         raise Damaged("it is of another version of refault")
@@ -152,8 +160,19 @@ def read_recorded(path: str) -> Recorded | None:
     except FileNotFoundError:
         return None
     if len(data) > LONGEST:
-        raise Damaged("it is too long for a working set")
+        raise Foreign("it is too long for a working set")
     return decode(data)
+
+
+def may_replace(path: str) -> bool:
+    """Whether a working set may be put there: it holds one, or nothing."""
+    if not os.path.isfile(path):
+        return not os.path.lexists(path)
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_HEAD)) in (b"", _HEAD)
+    except OSError:
+        return True  # whoever cannot read it says so later
 
 
 def write_recorded(path: str, recorded: Recorded) -> None:

@@ -47,6 +47,7 @@ __all__ = [
     "PopulateRanges",
     "Prefetch",
     "PrefetchRanges",
+    "Prefetched",
     "ReadSnapshot",
     "Reply",
     "Request",
@@ -229,6 +230,12 @@ class PrefetchRanges(msgspec.Struct, tag=True, frozen=True):
     ranges: bytes
 
 
+class Prefetched(msgspec.Struct, tag=True, frozen=True):
+    """Wait until what `PrefetchRanges`, or a working set, has begun is over.  -> `Done`"""
+
+    region: int
+
+
 class WorkingSet(msgspec.Struct, tag=True, frozen=True):
     """What of the region the program has used.  -> `Done` (value: as that of `Changed`)"""
 
@@ -356,6 +363,7 @@ Request: TypeAlias = (
     | PopulateRanges
     | Prefetch
     | PrefetchRanges
+    | Prefetched
     | Pin
     | Evict
     | Flush
