@@ -33,11 +33,15 @@ def test_examples_run(tmp_path: pathlib.Path) -> None:
 
 def test_the_page_names_the_bounds() -> None:
     from refault.client import chunked
-    from refault.stores.chunked import store, view
+    from refault.stores.chunked import blosc2s, reading, store, view, zarrs
 
     text = " ".join(PAGE.read_text().split())
     assert f"at least {view.BLOCK_BYTES >> 10} KiB at a time" in text
     assert f"need little: {store.CACHE_BYTES >> 20} MiB is the bound" in text
     assert store.MEMORY_SHARE == 16 and "a sixteenth of the machine's memory" in text
-    units = f"units are {chunked.UNIT_BYTES >> 10} KiB, if `resident` has room for"
+    large, small = (size >> 10 for size in chunked.UNIT_BYTES)
+    units = f"units are {large} KiB, or {small}, if `resident` has room for"
     assert f"{units} {chunked.LEAST_UNITS} of them" in text
+    together = f"up to {zarrs.TOGETHER_BYTES >> 20} MiB at a time with Zarr"
+    assert together in text and f"up to {blosc2s.TOGETHER_BYTES >> 20} MiB of Blosc2" in text
+    assert f"comes on top: up to {reading.DECODING_BYTES >> 20} MiB, or two chunks" in text

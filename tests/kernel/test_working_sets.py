@@ -78,6 +78,7 @@ def demand_faults(folder: str, pattern: str) -> None:
         assert {start // unit for start, _ in asked} <= {0, *units}
         assert second.bytes_read == len({0, *units}) * unit
         assert sum(length for _, length in asked) <= 2 * second.bytes_read
+        assert len(asked) < 0.6 * len(units), len(asked)
 
 
 @pytest.mark.usefixtures("served_by")

@@ -304,8 +304,8 @@ def test_chunks_side_by_side_are_decoded_once_with_one_call_and_not_copied(
     assert len(place.asked) == 4
     # Runs that are whole blocks are not kept, but decoded where they are wanted.
     place = Squares(together=1 << 20)
-    assert read_in_order(place, 2 << 20, 2) == (size, 0)
-    assert len(place.asked) == 2
+    assert read_in_order(place, 2 << 20, 4) == (size, 0)
+    assert len(place.asked) == 4
     # No more than half of what may be kept is decoded together, and no more than is allowed.
     for together, cache, calls in (
         (1 << 20, 1 << 20, 8),

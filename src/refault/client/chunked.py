@@ -28,9 +28,9 @@ from refault.stores.recognizing import is_chunked, library_of
 
 __all__ = ["open_chunked"]
 
-UNIT_BYTES = 256 << 10
+UNIT_BYTES = (512 << 10, 256 << 10)
 LEAST_UNITS = 64
-"""In a smaller budget the page units are as small as for any other array."""
+"""The larger page units that a budget has room for so many of; else they are as for any array."""
 
 
 def open_chunked(
@@ -97,7 +97,9 @@ def open_chunked(
 
 def _units(options: Options) -> Options:
     """Large page units, unless something else was said: a small part of a chunk costs as much."""
-    roomy = options.resident is None or options.resident >= LEAST_UNITS * UNIT_BYTES
-    if options.page_size is not None or not roomy:
+    if options.page_size is not None:
         return options
-    return options._replace(page_size=UNIT_BYTES)
+    for size in UNIT_BYTES:
+        if options.resident is None or options.resident >= LEAST_UNITS * size:
+            return options._replace(page_size=size)
+    return options

@@ -83,8 +83,6 @@ def along_memory(
         room = most // (math.prod(block) * itemsize)
         wanted = max(1, min(-(-touched // block[axis]), room))
         block[axis] = max(1, min(block[axis] * wanted, shape[axis]))
-        if block[axis] < shape[axis]:
-            break
         inner *= max(1, shape[axis])
     return tuple(block)
 

@@ -18,7 +18,7 @@ Of = TypeVar("Of")
 
 BLOCK_BYTES = 256 << 10
 """Chunks are read together until there are so many bytes: a call of a library costs about 1 ms."""
-UNIT_BYTES = 256 << 10
+UNIT_BYTES = 512 << 10
 """A page unit: chunks that it has a part of together are read together, see `Facts.together`."""
 LEAST_WRITE_BYTES = 64 << 10
 """The same for what is written: no more than a page unit, so that not much else is encoded anew."""
