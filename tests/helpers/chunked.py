@@ -57,7 +57,9 @@ def save(
         path = str(folder / "data.b2nd")
         if array.size and array.ndim:
             limited = tuple(map(min, chunks, array.shape))
-            others = {"chunks": limited, "blocks": limited} | others
+            # A block is what Blosc2 decodes; a chunk has several, and not a whole number of them.
+            blocks = tuple(-(-2 * length // 3) for length in limited)
+            others = {"chunks": limited, "blocks": blocks} | others
         blosc2.asarray(np.array(array, order="C"), urlpath=path, mode="w", **others)
         return path, None
     import zarr
