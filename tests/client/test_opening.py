@@ -40,7 +40,7 @@ def _wanted(**changes: Any) -> Wanted:
     ("parameters", "message"),
     [
         ({"mode": "a"}, "mode='a' is none of 'r', "),
-        ({"mode": None}, "mode=None is none of"),
+        ({"mode": 5}, "mode=5 is none of"),
         ({"dtype": "i8"}, "not a multiple of the data-type size"),
         ({"dtype": object}, "plain dtype"),
         ({"dtype": [("a", "O")]}, "plain dtype"),

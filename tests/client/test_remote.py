@@ -95,6 +95,45 @@ def test_neighbouring_pages_are_one_request() -> None:
         assert server.requests < 12
 
 
+def through_a_folder(url: str, folder: str) -> None:
+    import os
+    import pickle
+
+    import numpy as np
+
+    import refault
+    from helpers.child_tools import content
+
+    os.chdir(folder)
+    x = refault.open(url, cache="kept", cache_size="64MiB", resident="1MiB")
+    right = np.frombuffer(content(0, x.nbytes), "u1").reshape(x.shape)
+    assert np.array_equal(x, right)
+    handle = pickle.loads(pickle.dumps(refault.handle(x[5:9])))
+    os.chdir("/")
+    assert np.array_equal(refault.open(handle), right[5:9])
+    for bad, text in (
+        ({"mode": "r+", "cache": "kept"}, "put an Overlay in front"),
+        ({"cache": "kept", "cache_size": "1KiB"}, "no room for one block"),
+        ({"cache_size": "1GiB"}, "give its folder as cache"),
+    ):
+        try:
+            refault.open(url, **bad)
+        except refault.UsageError as error:
+            assert text in str(error), error
+        else:
+            raise AssertionError(bad)
+
+
+def test_what_was_read_is_kept_in_a_folder(tmp_path: pathlib.Path) -> None:
+    with object_server(npy()) as server:
+        run(through_a_folder, server.url, str(tmp_path))
+        before = server.requests
+        run(through_a_folder, server.url, str(tmp_path))
+        # Each opening asks for size and version, and reads the rest from the folder.
+        assert server.requests - before <= 8
+    assert sum(file.stat().st_size for file in (tmp_path / "kept").rglob("*")) >= 8 << 20
+
+
 def side_by_side(url: str) -> None:
     import refault
 
@@ -281,6 +320,17 @@ def refused(folder: str) -> None:
             refault.open(path, storage_options=options)
         except refault.UsageError as error:
             assert "takes no storage_options" in str(error)
+        else:
+            raise AssertionError(path)
+    for path, text in (
+        (folder + "/x.npy", "takes no cache"),
+        (folder + "/x.zarr", "give chunk_cache"),
+        ("https://localhost/x.zarr", "give chunk_cache"),
+    ):
+        try:
+            refault.open(path, cache=folder)
+        except refault.UsageError as error:
+            assert text in str(error)
         else:
             raise AssertionError(path)
     try:

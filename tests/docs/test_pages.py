@@ -48,6 +48,17 @@ def test_far_memory_page_runs(tmp_path: pathlib.Path) -> None:
 
 @needs_userfaultfd
 @pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install ray"
+)
+def test_workers_page_runs_with_ray(tmp_path: pathlib.Path) -> None:
+    """What needs Ray is marked as ``py``."""
+    code = program("workers.md", "py|python")
+    printed = run_child(code, timeout=110, cwd=tmp_path).stdout.splitlines()
+    assert [line for line in printed if line in said(code)] == said(code)
+
+
+@needs_userfaultfd
+@pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="torch is not installed: pip install torch"
 )
 def test_safetensors_page_runs_with_torch(tmp_path: pathlib.Path) -> None:

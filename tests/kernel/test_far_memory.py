@@ -53,6 +53,50 @@ def sort(url: str, size: str, started: str) -> None:
     print(f"{seen.faults} faults, {seen.retries_store_error} retries, {seen.store_errors} errors")
 
 
+def by_url(url: str) -> None:
+    import pickle
+
+    import numpy as np
+
+    import refault
+    from refault.stores import Redis
+
+    right = np.arange(100_000)
+    with_key = url + "?key=my%20numbers"
+    x = refault.open(Redis(url, "my numbers", size=right.nbytes), "r+", dtype="i8")
+    x[:] = right
+    refault.region(x).flush()
+    for found in (
+        refault.open(with_key, dtype="i8", resident="256KiB"),
+        refault.open(with_key, "c", dtype="i8", storage_options={"timeout": 5}),
+        pickle.loads(pickle.dumps(refault.handle(refault.open(with_key, dtype="i8")))).open(),
+    ):
+        assert np.array_equal(found, right)
+    y = refault.open(with_key, "r+", dtype="i8")
+    y[7] = -1
+    refault.region(y).flush()
+    assert refault.open(with_key, dtype="i8")[7] == -1
+    for bad, options, text in (
+        (url, {}, "say which array of it"),
+        (url + "?key=it", {}, "there is no array"),
+        (with_key + "&key=it", {}, "say which array of it"),
+        (with_key, {"db": 3}, "timeout alone"),
+        (with_key + "&db=9", {}, "there is no array"),
+    ):
+        try:
+            refault.open(bad, storage_options=options)
+        except refault.UsageError as error:
+            assert text in str(error), error
+            assert "key=" not in str(error) or "NAME" in str(error), error
+        else:
+            raise AssertionError(bad)
+
+
+def test_an_array_by_its_url() -> None:
+    with servers.redis() as server:
+        run_child(by_url, timeout=60, args=[server.url])
+
+
 @contextmanager
 def meanwhile(work: Callable[[], None]) -> Iterator[None]:
     """Run `work` in a thread; it must have ended without an error when the block has."""

@@ -71,11 +71,15 @@ def views(folder: str) -> None:
             assert found.strides == part.strides or not part.size, handle
             assert found.tobytes() == part.tobytes(), handle
             assert refault.region(found) is not refault.region(x)
+    part = refault.handle(arrays[0][1:3, ::-2])
+    assert refault.open(part, resident="1MiB").tobytes() == right[1:3, ::-2].tobytes()
     whole = refault.region(arrays[0]).handle
     assert repr(whole) == f"<refault.Handle '{folder}/c.npy' mode='r' float64[4, 6]>"
     assert refault.region(whole.open(resident="1MiB")).statistics().budget == 1 << 20
     assert refault.region(arrays[-1]).handle.mode == "r+"
     assert refault.region(refault.region(arrays[-1]).handle.open()).mode == "r+"
+    assert refault.region(refault.open(refault.handle(arrays[-1]))).mode == "r+"
+    assert refault.region(refault.open(refault.handle(arrays[-1]), "r")).mode == "r"
 
 
 def test_views(tmp_path: pathlib.Path) -> None:
@@ -123,6 +127,17 @@ def refused(folder: str) -> None:
         fails(refault.UsageError, "whole pages of 4096", refault.handle(bad).open)
         refault.handle(bad).open(mode="r")
     fails(refault.UsageError, "would empty it", refault.handle(x).open, mode="w+")
+    more = {"dtype": "u1", "shape": 3, "offset": 1, "order": "F", "page_size": unit}
+    more |= {"deadline": None, "readahead": False, "storage_options": {}, "key": "a"}
+    more |= {"chunk_cache": 1, "working_set": "auto", "cache": folder, "cache_size": 1}
+    for name, value in more.items():
+        fails(
+            refault.UsageError,
+            "mode and resident alone",
+            refault.open,
+            refault.handle(x),
+            **{name: value},
+        )
     x[unit] = 99  # to make a handle writes it to the file
     kept = refault.handle(x)
     assert np.fromfile(path, "u1")[unit] == 99

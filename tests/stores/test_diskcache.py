@@ -295,7 +295,7 @@ def test_a_store_must_say_what_it_holds(base: Versioned, folder: Path) -> None:
         cached(nameless, folder)
     check(DiskCache(nameless, folder, key="content"))
     base.version = None
-    with pytest.raises(UsageError, match="give a key"):
+    with pytest.raises(UsageError, match="or the DiskCache a key"):
         cached(base, folder)
 
 

@@ -24,7 +24,6 @@ from refault.stores.chunked import (
     find,
     plain_part,
 )
-from refault.stores.recognizing import is_chunked, library_of
 
 __all__ = ["open_chunked"]
 
@@ -40,30 +39,19 @@ def open_chunked(
     key: str | None,
     chunk_cache: Size | None,
     storage_options: Mapping[str, Any],
-) -> npt.NDArray[Any] | None:
-    """Return an array on a chunked array; None if `thing` is something else.
+) -> npt.NDArray[Any]:
+    """Return an array on a chunked array.
 
     Raises
     ------
     UsageError
-        It is a chunked array, and cannot be opened as it is wanted.
+        It cannot be opened as it is wanted.
     """
     remote = None
     if isinstance(thing, str | os.PathLike):
-        path = os.fsdecode(thing)
-        kind = scheme(path)
+        kind = scheme(os.fsdecode(thing))
         if kind is not None:
             remote = Remote(kind in SCHEMES, storage_options)
-        # An offset is one into the bytes of a file, whatever it is.
-        ours = is_chunked(path, key) and not (wanted.offset and key is None)
-    else:
-        ours = library_of(thing) is not None
-    if not ours:
-        if key is not None or chunk_cache is not None:
-            raise UsageError(
-                f"{thing!r}: is neither Zarr nor HDF5 nor Blosc2; leave key and chunk_cache out"
-            )
-        return None
     if storage_options and remote is None:
         raise UsageError(f"{thing}: has no URL, and takes no storage_options")
     if wanted.mode == "w+":

@@ -14,6 +14,7 @@ from refault.client.region import Mode, region
 from refault.errors import StoreError, UsageError
 from refault.sizes import Size
 from refault.stores.base import store_name
+from refault.stores.remote import public
 
 __all__ = ["Handle", "handle"]
 
@@ -125,7 +126,7 @@ class Handle:
         return np.ndarray(self.shape, self.dtype, flat, self.start, self.strides)
 
     def __repr__(self) -> str:
-        source = self.source if isinstance(self.source, str) else store_name(self.source)
+        source = public(self.source) if isinstance(self.source, str) else store_name(self.source)
         return f"<refault.Handle {source!r} mode={self.mode!r} {self.dtype}{list(self.shape)}>"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy.typing as npt
 
@@ -19,7 +19,7 @@ from refault.client.options import (
 )
 from refault.client.region import Mode, Origin, region
 from refault.client.source import Wanted
-from refault.client.urls import local_path, open_url, scheme
+from refault.client.urls import is_local, local_path, open_url, scheme
 from refault.client.userstores import open_store
 from refault.client.workingsets import place
 from refault.errors import UsageError
@@ -27,6 +27,9 @@ from refault.sizes import Size
 from refault.stores.base import Store, store_version
 from refault.stores.file import file_version
 from refault.stores.recognizing import is_chunked, library_of
+
+if TYPE_CHECKING:
+    from refault.client.handles import Handle
 
 __all__ = ["open"]
 
@@ -46,8 +49,8 @@ MODES: dict[str, Mode] = {
 
 
 def open(
-    path_or_store: str | os.PathLike[str] | Store,
-    mode: str = "r",
+    path_or_store: str | os.PathLike[str] | Store | Handle,
+    mode: str | None = None,
     *,
     dtype: npt.DTypeLike | None = None,
     shape: Shape | None = None,
@@ -61,6 +64,8 @@ def open(
     key: str | None = None,
     chunk_cache: Size | None = None,
     working_set: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    cache_size: Size | None = None,
 ) -> npt.NDArray[Any]:
     """Return an array whose pages are read when they are first touched.
 
@@ -68,12 +73,14 @@ def open(
     ----------
     path_or_store
         A file; a URL of an object (``s3:``, ``gs:``, ``az:``, ``https:``, or whatever fsspec
-        knows); an array in chunks or its path (a `zarr.Array`, an `h5py.Dataset`, a
-        `blosc2.NDArray`; ``data.zarr``, ``data.h5`` with `key`, ``data.b2nd``); or a store: an
-        object with a ``size`` and a method ``read_into(offset, buffer)`` (see
-        `refault.stores.base.Store`).  The store is pickled and used in the pager process.
+        knows) or of an array in Redis (``redis://HOST:PORT/DB?key=NAME``); an array in chunks or
+        its path (a `zarr.Array`, an `h5py.Dataset`, a `blosc2.NDArray`; ``data.zarr``, ``data.h5``
+        with `key`, ``data.b2nd``); or a store: an object with a ``size`` and a method
+        ``read_into(offset, buffer)`` (see `refault.stores.base.Store`).  The store is pickled and
+        used in the pager process.  Or a `Handle`, which says all the rest but `resident`.
     mode
-        As in `numpy.memmap`.  "r": read only.  "r+": changes go to the file.  "w+":
+        As in `numpy.memmap`; None: "r", or that of the handle.  "r": read only.  "r+": changes go
+        to the file.  "w+":
         the same, and the file is created or emptied first.  "c": changes stay in
         this process.
     dtype, shape, order, offset
@@ -111,6 +118,11 @@ def open(
         as soon as the array is open, and when its last region ends the file is
         written anew.  "auto": beside the data, or in the user's cache folder (see
         docs/working-sets.md).  None: nothing is remembered.
+    cache
+        A folder on a local disk in which `refault.stores.DiskCache` keeps what was read from a URL
+        or a store; other arrays and programs may share it.  With "r" and "c" only.
+    cache_size
+        What all that is kept in that folder may take up together; None: 10 GiB.
 
     Returns
     -------
@@ -137,80 +149,106 @@ def open(
     >>> x[3:5]
     array([3., 4.])
     """
-    try:
-        checked = MODES[mode]
-    except (KeyError, TypeError):
-        raise UsageError(f"mode={mode!r} is none of {', '.join(map(repr, MODES))}") from None
+    thing: Any = path_or_store
+    if not isinstance(thing, str | os.PathLike):
+        from refault.client.handles import Handle
+
+        if isinstance(thing, Handle):
+            given = (dtype, shape, page_size, storage_options, key, chunk_cache, working_set, cache)
+            usual = (offset, order, deadline, readahead) == (0, "C", 60.0, True)
+            if not usual or any(one is not None for one in (*given, cache_size)):
+                raise UsageError(f"{thing!r}: says how it is opened; give mode and resident alone")
+            return thing.open(mode=mode, resident=resident)
     if key is not None and not isinstance(key, str):
         raise UsageError(f"key={key!r} is no name of an array; give text, as '/group/dataset'")
     wanted = Wanted(
-        mode=checked,
+        mode=_mode(mode),
         dtype=None if dtype is None else check_dtype(dtype),
         shape=None if shape is None else check_shape(shape),
         offset=check_offset(offset),
         order=check_order(order),
         options=Options.of(
             resident=resident, page_size=page_size, deadline=deadline, readahead=readahead
-        )._replace(working_set=place(working_set, path_or_store, key)),
+        )._replace(working_set=place(working_set, thing, key)),
     )
-    chunked = None
-    if key is not None or chunk_cache is not None or _may_be_chunked(path_or_store):
+    if cache is not None:
+        cache = os.path.abspath(os.fsdecode(cache))
+    elif cache_size is not None:
+        raise UsageError(f"cache_size={cache_size!r}: there is no cache; give its folder as cache")
+    array: npt.NDArray[Any]
+    source, version = thing, ""
+    unit: int | None = wanted.options.page_size or LARGEST_UNIT
+    if _is_chunked(thing, key, wanted.offset):
         from refault.client.chunked import open_chunked
 
-        chunked = open_chunked(
-            path_or_store,
+        if cache is not None:
+            raise UsageError(f"{thing!r}: is in chunks; give chunk_cache instead of cache")
+        array = open_chunked(
+            thing,
             wanted,
             key=key,
             chunk_cache=chunk_cache,
             storage_options=storage_options or {},
         )
-    array: npt.NDArray[Any]
-    unit: int | None = wanted.options.page_size or LARGEST_UNIT
-    if chunked is not None:
-        array, (source, version), unit = chunked, _local(path_or_store), None
-    elif isinstance(path_or_store, str | os.PathLike):
-        path = os.fspath(path_or_store)
-        kind = scheme(path)
-        if kind not in (None, "file", "local"):
-            store = open_url(path, storage_options or {})
-            array, source, version = open_store(store, wanted), path, store_version(store)
-            unit = None
-        elif storage_options:
-            raise UsageError(f"{path}: is a local file, and takes no storage_options")
-        else:
-            path = local_path(path) if kind else path
-            array, (source, version) = open_file(path, wanted), _local(path)
-    elif hasattr(path_or_store, "read_into"):
-        array, source = open_store(path_or_store, wanted), path_or_store
-        version = store_version(path_or_store)
+        (source, version), unit = _local(thing), None
+    elif key is not None or chunk_cache is not None:
+        raise UsageError(
+            f"{thing!r}: is neither Zarr nor HDF5 nor Blosc2; leave key and chunk_cache out"
+        )
+    elif isinstance(thing, str | os.PathLike) and is_local(os.fspath(thing)):
+        if storage_options or cache is not None:
+            left = "storage_options" if storage_options else "cache"
+            raise UsageError(f"{thing}: is a local file, and takes no {left}")
+        path = local_path(os.fspath(thing))
+        array, (source, version) = open_file(path, wanted), _local(path)
+    elif isinstance(thing, str) or hasattr(thing, "read_into"):
+        store = thing
+        if isinstance(thing, str):
+            store, unit = open_url(thing, storage_options or {}), None
+        if cache is not None:
+            from refault.stores.diskcache import DEFAULT_SIZE, DiskCache
+
+            store = DiskCache(store, cache, DEFAULT_SIZE if cache_size is None else cache_size)
+        array, version = open_store(store, wanted), store_version(store)
     else:
         raise UsageError(
-            f"{path_or_store!r} is neither a path nor a store; a store has a size and a method"
+            f"{thing!r} is neither a path nor a store; a store has a size and a method"
             " read_into(offset, buffer)"
         )
-    parameters = {
+    told: dict[str, Any] = {
         "dtype": wanted.dtype,
         "shape": wanted.shape,
         "offset": wanted.offset,
         "order": wanted.order,
         "resident": resident,
         "page_size": page_size,
-        "deadline": deadline,
         "readahead": readahead,
         "storage_options": storage_options,
         "key": key,
         "chunk_cache": chunk_cache,
+        "cache": cache,
+        "cache_size": cache_size,
     }
+    parameters = {name: value for name, value in told.items() if value is not None}
+    parameters["deadline"] = deadline
     if wanted.mode in ("r+", "w+"):
         version = ""
     region(array).origin = Origin(source, parameters, version, unit)
     return array
 
 
-def _may_be_chunked(thing: object) -> bool:
-    if isinstance(thing, str | os.PathLike):
-        return is_chunked(os.fsdecode(thing), None)
-    return library_of(thing) is not None
+def _mode(mode: str | None) -> Mode:
+    try:
+        return MODES["r" if mode is None else mode]
+    except (KeyError, TypeError):
+        raise UsageError(f"mode={mode!r} is none of {', '.join(map(repr, MODES))}") from None
+
+
+def _is_chunked(thing: object, key: str | None, offset: int) -> bool:
+    if not isinstance(thing, str | os.PathLike):
+        return library_of(thing) is not None
+    # An offset is one into the bytes of a file, whatever it is.
+    return is_chunked(os.fsdecode(thing), key) and not (offset and key is None)
 
 
 def _local(thing: object) -> tuple[object, str]:

@@ -59,7 +59,7 @@ class Origin(NamedTuple):
     source
         A path, absolute; a URL; or the object itself.
     parameters
-        The others, by name, `mode` not among them.
+        The others, by name, without `mode` and what is None anyway.
     version
         Of its bytes at that time; empty if they may change, or nobody can tell.
     unit

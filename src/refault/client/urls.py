@@ -14,13 +14,14 @@ from typing import Any, cast
 from refault.errors import UsageError
 from refault.stores.base import Store
 
-__all__ = ["SCHEMES", "local_path", "open_url", "scheme"]
+__all__ = ["SCHEMES", "is_local", "local_path", "open_url", "scheme"]
 
 SCHEMES: dict[str, str] = {
     **dict.fromkeys(("s3", "s3a"), "refault.stores.cloud:open_object"),
     "gs": "refault.stores.cloud:open_object",
     **dict.fromkeys(("az", "adl", "azure", "abfs", "abfss"), "refault.stores.cloud:open_object"),
     **dict.fromkeys(("http", "https"), "refault.stores.cloud:open_object"),
+    **dict.fromkeys(("redis", "rediss", "unix"), "refault.stores.redis:open_url"),
 }
 """Scheme of a URL -> ``module:function``, which is called with the URL and the storage options."""
 
@@ -36,8 +37,15 @@ def scheme(path: str | bytes) -> str | None:
     return found[1].lower() if found else None
 
 
-def local_path(url: str) -> str:
-    """The path that a ``file:`` URL means."""
+def is_local(path: str | bytes) -> bool:
+    """Whether it is a path, or the URL of one on this machine."""
+    return scheme(path) in (None, "file", "local")
+
+
+def local_path(url: str | bytes) -> str | bytes:
+    """The path that a ``file:`` URL means; a path as it is."""
+    if not isinstance(url, str) or scheme(url) is None:
+        return url
     parts = urllib.parse.urlsplit(url)
     if parts.netloc not in ("", "localhost"):
         raise UsageError(f"{url}: is on another machine, {parts.netloc}; give a path of this one")

@@ -8,7 +8,7 @@ import re
 from array import array
 from typing import TYPE_CHECKING, Any
 
-from refault.client.urls import local_path, scheme
+from refault.client.urls import is_local, local_path
 from refault.errors import UsageError
 from refault.stores.base import store_name
 from refault.stores.objects import dump_object
@@ -80,10 +80,11 @@ def _automatic(source: object, key: str) -> str:
                 " the path of a file to keep it in"
             )
     path = os.fsdecode(source)
-    kind = scheme(path)
-    if kind not in (None, "file", "local"):
-        return _cached(f"{path}\n{key}".encode(), path)
-    path, inside = _outermost(os.path.realpath(local_path(path) if kind else path))
+    if not is_local(path):
+        from refault.stores.remote import public
+
+        return _cached(f"{path}\n{key}".encode(), public(path))
+    path, inside = _outermost(os.path.realpath(os.fsdecode(local_path(path))))
     key = "/".join(filter(None, (inside, key)))
     if os.access(os.path.dirname(path), os.W_OK):
         return path + (f".{_plain(key)}" if key else "") + SUFFIX

@@ -21,8 +21,9 @@ from .base import Store, check_range
 from .blockfolder import BlockFolder, block_bytes
 from .wrapper import StoreWrapper
 
-__all__ = ["DiskCache"]
+__all__ = ["DEFAULT_SIZE", "DiskCache"]
 
+DEFAULT_SIZE = "10GiB"
 LONGEST_READ = 8 << 20
 LEFT_HERE = frozenset({"_opened", "_changed", "_fetching"})
 
@@ -72,7 +73,7 @@ class DiskCache(StoreWrapper):
         self,
         store: Store,
         folder: str | os.PathLike[str],
-        size: Size = "10GiB",
+        size: Size = DEFAULT_SIZE,
         *,
         block: Size = "256KiB",
         key: str | None = None,
@@ -88,7 +89,7 @@ class DiskCache(StoreWrapper):
         if key is None and (self._version is None or not getattr(store, "name", None)):
             raise UsageError(
                 f"{self.name} has no version or no name, so that what is kept of it could be taken "
-                "for something else; give the store both, or give a key"
+                "for something else; give the store both, or the DiskCache a key"
             )
         kind = type(store)
         told = (kind.__module__, kind.__qualname__, self.name) if key is None else (key,)

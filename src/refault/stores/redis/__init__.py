@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from .store import Redis
+from .url import open_url
 
-__all__ = ["Redis"]
+__all__ = ["Redis", "open_url"]
