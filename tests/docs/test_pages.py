@@ -10,6 +10,7 @@ import pytest
 
 from helpers import servers
 from helpers.child import run_child
+from helpers.s3_server import S3
 from helpers.userfaultfd import needs_userfaultfd
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -44,6 +45,13 @@ def test_far_memory_page_runs(tmp_path: pathlib.Path) -> None:
         assert code.count(server.url) == 3
         run_child(code, timeout=60, cwd=tmp_path)
         assert server.ask("DBSIZE") == b":0"
+
+
+@needs_userfaultfd
+def test_vectors_page_runs(s3: S3, tmp_path: pathlib.Path) -> None:
+    code = program("vectors.md")
+    done = run_child(code, timeout=60, env=s3.environment, cwd=tmp_path)
+    assert done.stdout.splitlines() == said(code)
 
 
 @needs_userfaultfd

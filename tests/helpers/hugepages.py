@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import fcntl
+from collections.abc import Callable, Iterator
 
 __all__ = ["reserved_huge_pages"]
 
@@ -16,22 +17,25 @@ def reserved_huge_pages(count: int) -> Iterator[str]:
 
     Added, and taken away again, whatever the pool holds: another run may do the same meanwhile.
     """
-    before = _meminfo("HugePages_Total")
     try:
-        _write(before + count)
+        added = _change(lambda total: total + count)
     except OSError as error:
         yield f"no huge pages: {POOL} cannot be written ({error.strerror})"
         return
-    added = _meminfo("HugePages_Total") - before
     try:
         yield "" if added >= count else f"no huge pages: only {added} of {count} could be had"
     finally:
-        _write(max(0, _meminfo("HugePages_Total") - added))
+        _change(lambda total: max(0, total - added))
 
 
-def _write(total: int) -> None:
-    with open(POOL, "w") as file:
-        file.write(str(total))
+def _change(wanted: Callable[[int], int]) -> int:
+    """Change the pool, nobody else meanwhile; how many there are more."""
+    with open(POOL, "r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        before = _meminfo("HugePages_Total")
+        file.write(str(wanted(before)))
+        file.flush()
+        return _meminfo("HugePages_Total") - before
 
 
 def _meminfo(name: str) -> int:

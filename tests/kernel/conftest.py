@@ -1,4 +1,4 @@
-"""Huge pages for the tests that need them, and the table of scenarios in the summary."""
+"""Huge pages for the tests that need them, and both ways to serve a fault."""
 
 from __future__ import annotations
 
@@ -27,13 +27,3 @@ def served_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         pytest.skip("no native library: there was no C compiler when refault was installed")
     monkeypatch.setenv("REFAULT_NATIVE", "1" if native else "0")
     return str(request.param)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    from kernel.scenarios import table
-
-    if len(table.RESULTS) < 10:  # a few were picked: their own lines are enough
-        return
-    terminalreporter.section("what userfaultfd does on this kernel", sep="-")
-    for numbers, title, kinds, result in table.rows():
-        terminalreporter.line(f"{numbers:>10}  {title}\n            {kinds}: {result or 'not run'}")

@@ -415,7 +415,7 @@ def wrong_input(path: str) -> None:
     refuses(FileNotFoundError, path + "-", path + "-", "r+")
     refuses(usage, "not a regular file", os.path.dirname(path))
     refuses(usage, "mode='a'", path, "a")
-    refuses(usage, "mode=None", path, None)
+    refuses(usage, "mode=5", path, 5)
     refuses(usage, "offset=-8", path, offset=-8)
     refuses(usage, "offset=", path, offset=17 << 20)
     refuses(usage, "offset=1.5", path, offset=1.5)
