@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import gc
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 
 from helpers import processes
 
-__all__ = ["leftovers"]
+__all__ = ["connections", "leftovers", "open_files"]
 
 MARK = "refault"
 
@@ -58,6 +59,30 @@ def leftovers(seconds: float = 5.0) -> Iterator[None]:
         if time.monotonic() >= deadline:
             pytest.fail("left behind:\n  " + "\n  ".join(more), pytrace=False)
         time.sleep(0.02)
+
+
+def open_files() -> set[str]:
+    """What this process has open.
+
+    Sockets are not counted: a thread of a server or of a client's library closes its own when it
+    gets to it, perhaps after the test that used it.
+    """
+    gc.collect()
+    return {line for line in _descriptors(os.getpid()) if " -> socket:" not in line}
+
+
+def connections(port: int) -> int:
+    """How many sockets of this process are connected to a port."""
+    gc.collect()
+    found = 0
+    for line in _descriptors(os.getpid()):
+        number, _, link = line.partition(" -> ")
+        if link.startswith("socket:"):
+            # It may be another thread's, and closed meanwhile; or not be connected.
+            with contextlib.suppress(OSError):
+                with socket.socket(fileno=os.dup(int(number))) as one:
+                    found += one.family == socket.AF_INET and one.getpeername()[1] == port
+    return found
 
 
 def _take() -> _Inventory:

@@ -7,11 +7,13 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.leftovers import open_files
 from helpers.teststores import OnFile
 from refault.errors import StoreError, UsageError
 from refault.stores import File, Overlay, overlaymap
@@ -39,6 +41,19 @@ def another_boot(path: Path) -> None:
     with open(f"{path}.map", "r+b") as file:
         file.seek(BOOT)
         file.write(b"x" * BOOT_LENGTH)
+
+
+def holds(store: Overlay, content: bytes | bytearray) -> None:
+    case = StoreCase(store, content)
+    case.check(0, SIZE)
+    case.close()
+
+
+@pytest.fixture(autouse=True)
+def every_file_is_closed() -> Iterator[None]:
+    before = open_files()
+    yield
+    assert open_files() == before
 
 
 def reopened(store: Overlay, base: Path, path: Path) -> Overlay:
@@ -184,14 +199,15 @@ def test_a_store_counts_when_it_is_flushed(base: Path, path: Path) -> None:
     case = StoreCase(store, CONTENT)
     case.write(BLOCK, b"x" * BLOCK)
     case.check(BLOCK, BLOCK)
-    StoreCase(Overlay(base, OnFile(path), map=f"{path}.map"), CONTENT).check(0, SIZE)
+    holds(Overlay(base, OnFile(path), map=f"{path}.map"), CONTENT)
     inner.fails = True
     with pytest.raises(StoreError, match="the store is gone"):
         case.store.flush()
-    StoreCase(Overlay(base, OnFile(path), map=f"{path}.map"), CONTENT).check(0, SIZE)
+    holds(Overlay(base, OnFile(path), map=f"{path}.map"), CONTENT)
     inner.fails = False
     case.store.flush()
-    StoreCase(Overlay(base, OnFile(path), map=f"{path}.map"), case.model).check(0, SIZE)
+    holds(Overlay(base, OnFile(path), map=f"{path}.map"), case.model)
+    case.close()
 
 
 def test_a_store_is_flushed_when_it_is_closed(base: Path, path: Path) -> None:
@@ -200,7 +216,7 @@ def test_a_store_is_flushed_when_it_is_closed(base: Path, path: Path) -> None:
     assert case.raw.buffered
     case.write(BLOCK, b"x" * BLOCK)
     case.close()
-    StoreCase(Overlay(base, OnFile(path), map=f"{path}.map"), case.model).check(0, SIZE)
+    holds(Overlay(base, OnFile(path), map=f"{path}.map"), case.model)
 
 
 def test_what_the_base_says_is_passed_on_but_for_its_version(base: Path, path: Path) -> None:
@@ -210,6 +226,7 @@ def test_what_the_base_says_is_passed_on_but_for_its_version(base: Path, path: P
     store = Overlay(inner, path)
     assert (store.name, store.parallel, store.version) == (str(base), 16, None)
     assert not store.buffered
+    store.close()
 
 
 def test_what_is_written_during_a_flush_is_not_flushed(
@@ -226,7 +243,7 @@ def test_what_is_written_during_a_flush_is_not_flushed(
     monkeypatch.setattr(store._overlay, "flush", write_meanwhile)
     store.flush()
     another_boot(path)
-    StoreCase(Overlay(base, path), b"x" * BLOCK + CONTENT[BLOCK:]).check(0, SIZE)
+    holds(Overlay(base, path), b"x" * BLOCK + CONTENT[BLOCK:])
     store.close()
 
 
@@ -244,6 +261,7 @@ def test_a_write_that_fails_changes_nothing_elsewhere(base: Path, path: Path) ->
             case.store.write_from(offset, memoryview(b"x" * length))
     assert store.changed() == []
     case.check(0, SIZE)
+    case.close()
 
 
 def test_base_that_fails_fails_the_read_and_the_copy(base: Path, path: Path) -> None:
@@ -255,6 +273,7 @@ def test_base_that_fails_fails_the_read_and_the_copy(base: Path, path: Path) -> 
     with pytest.raises(StoreError, match="shorter than"):
         store.write_from(6 * BLOCK + 1, memoryview(b"x"))
     assert store.changed() == []
+    store.close()
 
 
 @pytest.mark.parametrize(
@@ -309,7 +328,7 @@ def test_overlays_that_are_none(base: Path, path: Path, tmp_path: Path) -> None:
 def test_interrupted_creation_is_taken_up(base: Path, path: Path) -> None:
     with open(path, "xb") as file:
         file.truncate(SIZE)
-    StoreCase(Overlay(base, path), CONTENT).check(0, SIZE)
+    holds(Overlay(base, path), CONTENT)
 
 
 WRITER = """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import random
 import subprocess
 import sys
@@ -15,6 +13,7 @@ import pytest
 import redis
 
 from helpers import servers
+from helpers.leftovers import connections, open_files
 from refault.errors import StoreError, UsageError
 from refault.stores import Redis
 from refault.stores.objects import dump_object, load_object
@@ -88,13 +87,15 @@ def test_new_array_is_zeros_and_keeps_what_is_written(url: str, key: str) -> Non
 
 
 def test_close_closes_all_connections(url: str, key: str) -> None:
-    gc.collect()
-    before = os.listdir("/proc/self/fd")
+    port = int(url.rpartition(":")[2])
+    assert connections(port) == 0
+    files = open_files()
     store = full(url, key)
     assert read(store, 0, SIZE) == CONTENT
-    assert len(os.listdir("/proc/self/fd")) > len(before)
+    assert connections(port) > 0
     store.close()
-    assert set(os.listdir("/proc/self/fd")) <= set(before)
+    assert connections(port) == 0
+    assert open_files() == files
     store.close()
     assert read(store, 0, 1) == CONTENT[:1]
     store.close()

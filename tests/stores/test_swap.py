@@ -17,6 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from helpers.leftovers import open_files
 from refault.errors import StoreError, UsageError
 from refault.stores import spill
 from refault.stores.extents import Extents
@@ -43,10 +44,9 @@ def load(swap: Swap, key: Key, size: int) -> bytes:
 
 @pytest.fixture(autouse=True)
 def no_descriptor_is_left() -> Iterator[None]:
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_files()
     yield
-    # What others have left to the garbage collector may be gone as well.
-    assert set(os.listdir("/proc/self/fd")) <= before
+    assert open_files() == before
 
 
 def full(*args: object) -> int:

@@ -81,7 +81,11 @@ class Overlay(StoreWrapper):
         if not os.path.exists(self.map_path):
             OverlayMap.create(self.map_path, self.size, self._version())
         self._forget()
-        self._map()
+        try:
+            self._map()
+        except BaseException:
+            self.close()
+            raise
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer`, each block from where it is."""
