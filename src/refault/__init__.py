@@ -10,11 +10,11 @@ own, nor the command line needs numpy.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 from refault._version import __version__
 from refault.errors import Error, KernelError, StoreError, UsageError
+from refault.lazy import lazily
 
 if TYPE_CHECKING:
     from refault.checkpoints.checkpoints import Checkpoints
@@ -81,15 +81,4 @@ _HOMES = {
     "zeros": "client.creating",
 }
 
-
-def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(globals(), _HOMES)

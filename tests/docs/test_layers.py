@@ -19,11 +19,12 @@ SRC = pathlib.Path(__file__).parents[2] / "src"
 ALLOWED = {
     "errors": set[str](),
     "_version": set[str](),
+    "lazy": set[str](),
     "sizes": {"errors"},
     "memory": {"errors"},
     "fault": {"memory", "errors"},
     "native": {"errors"},
-    "stores": {"native", "fault", "memory", "sizes", "errors"},
+    "stores": {"native", "fault", "memory", "sizes", "lazy", "errors"},
     "machine": {"native", "stores", "fault", "memory", "errors"},
     "wire": {"errors"},
     "pager": {"wire", "machine", "native", "stores", "fault", "memory", "errors"},
@@ -48,7 +49,7 @@ ALLOWED = {
     },
     "__main__": {"cli"},
     # refault/__init__.py itself: the API, loaded when it is used.
-    "": {"checkpoints", "client", "errors"},
+    "": {"checkpoints", "client", "lazy", "errors"},
 }
 """For each layer, the first name after `refault.`, what it may import besides itself."""
 

@@ -156,6 +156,11 @@ class LinuxMapping(Mapping):
         Where private pages go.
     **others
         See `Mapping`.
+
+    Attributes
+    ----------
+    held
+        How many snapshots and marks need it: with any it outlives its last region.
     """
 
     def __init__(self, *args: Any, store: Store, swap: SwapSpace, **others: Any) -> None:

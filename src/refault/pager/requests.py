@@ -15,6 +15,7 @@ from refault.fault import gup
 from refault.fault.gup import Foll, GupOutcome
 from refault.fault.reclaim import evict_units, sync_units
 from refault.machine.linux import LinuxMapping
+from refault.memory.mapping import Mapping
 from refault.memory.touched import Touched
 from refault.memory.vma import Vma
 from refault.memory.wait import RESCHEDULE, Signal, TaskState, Waits
@@ -405,10 +406,15 @@ def _gup_failed(request: Request, vma: Vma, outcome: GupOutcome, what: str) -> E
         return UsageError(f"{what}: the access is not allowed; is the array read-only?")
     else:
         why = "the store cannot deliver it"
-    detail = f": {cause}" if cause is not None else ""
+    detail = f": {_cause(mapping, cause)}" if cause is not None else ""
     return StoreError(
         f"{what}: {mapping.name}, bytes {start} to {end}: {why}{detail}", permanent=permanent
     )
+
+
+def _cause(mapping: Mapping, error: BaseException) -> str:
+    """What an error says, without the name of the store, which is said already."""
+    return str(error).removeprefix(f"{mapping.name}: ")
 
 
 def _check_fits(region: Region, start: int, end: int, what: str) -> None:
@@ -620,7 +626,9 @@ def _evict(request: Request, message: wire.Evict, fds: list[int]) -> None:
                     pager.machine, mapping, units[at : at + 64], task, ghost=False
                 )
                 if failed is not None:
-                    raise StoreError(f"evict: {mapping.name}: {failed}; the pages are kept")
+                    raise StoreError(
+                        f"evict: {mapping.name}: {_cause(mapping, failed)}; the pages are kept"
+                    )
         return wire.Done(max(0, before - mapping.resident))
 
     request.run("evict", work)
@@ -780,7 +788,7 @@ def _shutdown(request: Request, message: wire.Shutdown, fds: list[int]) -> None:
             finally:
                 patience.cancel()
             if failed is not None:
-                raise StoreError(f"{mapping.name}: {failed}")
+                raise StoreError(f"{mapping.name}: {_cause(mapping, failed)}")
         for region in list(client.regions.values()):
             yield from client.pager.working_sets.save(region.mapping, task)
         return wire.Done()

@@ -346,11 +346,13 @@ class Pager:
         try:
             yield from self._last_writeback(mapping, region, task)
             yield from self.working_sets.save(mapping, task)
-            yield from self._until_idle(mapping)
-            # Others may have come, written, and gone.
-            while mapping.dirty and len(references) == 1 and self._written_back(mapping):
-                yield from self._last_writeback(mapping, region, task)
+            while True:
                 yield from self._until_idle(mapping)
+                # Others may have come, written, and gone.
+                again = mapping.dirty and len(references) == 1 and self._written_back(mapping)
+                if not again:
+                    break
+                yield from self._last_writeback(mapping, region, task)
         finally:
             yield from self._until_idle(mapping)
             self.closing -= 1
