@@ -55,6 +55,14 @@ def failures(name: str, verb: str) -> Iterator[None]:
             f"{name}: cannot {verb}: {error}; see that the place can be reached, has room and lets"
             " you in, and do it again: what was committed before is untouched"
         ) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust; it cannot be imported
+            raise
+        raise StoreError(
+            f"{name}: cannot {verb}: what is stored is damaged ({error});"
+            " load an earlier checkpoint",
+            permanent=True,
+        ) from error
 
 
 def _describe(text: str) -> str:
