@@ -17,7 +17,8 @@
  *   - only if the way back is open: it needs CAP_SYS_NICE or RLIMIT_NICE.  A thread that ends
  *     at once tries it;
  *   - only while the loop is bound to a CPU; else it is itself woken on the idle one;
- *   - only if some CPU has nothing to run; else there is none that the thread could be moved to;
+ *   - only if no more threads want to run than there are CPUs, of which the loop is one; else there
+ *     is no idle CPU that the thread could be moved to;
  *   - a watching thread of the usual policy raises the loop if there is something to do and the
  *     loop does not come to it between two looks, 10 ms apart.  Then bursts are served as ever for a
  *     while, which grows with every such case from 0.1 to 10 seconds, and shrinks with every other.
@@ -118,7 +119,7 @@ static void bind_to(struct placement *place, int cpu)
         place->cpu = cpu;
 }
 
-/* Whether some CPU has nothing to run, looked up now and then.  The fourth field of the file: how
+/* Whether some CPU may have nothing to run, looked up now and then.  The fourth field of the file: how
  * many threads run or want to. */
 static int some_cpu_is_idle(struct placement *place)
 {
@@ -131,7 +132,7 @@ static int some_cpu_is_idle(struct placement *place)
     char *at = text;
     for (int field = 1; at && field < 4; field++)
         at = strchr(at + 1, ' ');
-    return place->some_idle = !at || atoi(at + 1) < place->cpus;
+    return place->some_idle = !at || atoi(at + 1) <= place->cpus;
 }
 
 void placement_follow(struct placement *place, int64_t tid)
