@@ -12,11 +12,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Budget"]
 
-LOW_FREE: Final = 5
-"""The low mark is the limit shifted by so many bits.  Eviction frees up to twice as much in one go,
-and going there costs a fixed time: shuffled pages of 4 KiB, four threads, 64 MiB resident took
-13.9 us each with 6 bits, and 12.7 with 5."""
-
 _USAGE: Final = 0
 _PEAK: Final = 1
 _CEILING: Final = 2
@@ -61,7 +56,7 @@ class Budget:
     def set_limit(self, limit: int | None) -> None:
         """Change the bound; what is over it is reclaimed by whoever is next."""
         self.limit = limit
-        self.low_free = limit >> LOW_FREE if limit is not None else 0
+        self.low_free = limit >> 6 if limit is not None else 0
         self.account[_CEILING] = _UNLIMITED if limit is None else limit - self.low_free
         self.freed.wake_all()
 
