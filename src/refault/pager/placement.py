@@ -56,21 +56,18 @@ class Placement:
     def anywhere(self) -> Iterator[None]:
         """Let the scheduler choose, while there is much to do that no thread waits for."""
         self.free += 1
-        self.unbind()
+        self.free_changed()
         try:
             yield
         finally:
             self.free -= 1
-            self.bind_again()
+            self.free_changed()
 
-    def unbind(self) -> None:
-        """Let the scheduler choose."""
-        if self.cpu != -1:
+    def free_changed(self) -> None:
+        """Be bound to no CPU while `free` is not 0."""
+        if self.free and self.cpu != -1:
             os.sched_setaffinity(0, self.cpus)
             self.cpu = -1
-
-    def bind_again(self) -> None:
-        """Follow again."""
 
     def follow(self, tid: int) -> None:
         """A fault of thread `tid` arrived."""
@@ -119,11 +116,9 @@ class NativePlacement(Placement):
         if self.address is None:
             raise MemoryError("no memory for the pager")
 
-    def unbind(self) -> None:
-        """Let the scheduler choose."""
+    def free_changed(self) -> None:
+        """Be bound to no CPU while `free` is not 0."""
         self.native.rf_placement_anywhere(self.address, self.free)
-
-    bind_again = unbind
 
     def follow(self, tid: int) -> None:
         """Nothing: native code has seen the fault."""

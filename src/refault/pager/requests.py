@@ -7,7 +7,7 @@ import os
 import select
 import socket
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from refault.errors import Error, StoreError, UsageError
@@ -484,18 +484,23 @@ def _begin_range(request: Request, vma: Vma, task: PagerTask, start: int, end: i
         vma.lock.up_read()
 
 
+def _pairs(packed: bytes) -> Iterator[tuple[int, int]]:
+    """The ranges ``(start, end)`` of a message."""
+    numbers = array("q", packed)
+    return zip(numbers[::2], numbers[1::2], strict=True)
+
+
+def _within(pairs: Iterable[tuple[int, int]], top: int) -> list[tuple[int, int]]:
+    """What of ranges lies in ``[0, top)``."""
+    return [(max(0, start), min(end, top)) for start, end in pairs if max(0, start) < min(end, top)]
+
+
 def _populate_ranges(request: Request, message: wire.PopulateRanges, fds: list[int]) -> None:
     region, vma = _attached(request, message.region)
     client = request.client
     machine, mm = client.pager.machine, client.mm
     assert mm is not None
-    numbers = array("q", message.ranges)
-    top = min(region.map_length, vma.end - vma.start)
-    ranges = [
-        (max(0, start), min(end, top))
-        for start, end in zip(numbers[::2], numbers[1::2], strict=True)
-        if max(0, start) < min(end, top)
-    ]
+    ranges = _within(_pairs(message.ranges), min(region.map_length, vma.end - vma.start))
 
     def work(task: PagerTask) -> Waits[wire.Reply]:
         timer = _with_deadline(request, region, task)
@@ -568,14 +573,11 @@ def _prefetch(request: Request, message: wire.Prefetch, fds: list[int]) -> None:
 
 def _prefetch_ranges(request: Request, message: wire.PrefetchRanges, fds: list[int]) -> None:
     region, _ = _attached(request, message.region)
-    numbers, at = array("q", message.ranges), region.map_offset
-    top = min(region.map_length, region.mapping.size - at)
-    pairs = sorted(zip(numbers[::2], numbers[1::2], strict=True))
-    ranges = [
-        (at + max(0, start), at + min(end, top), 1)
-        for start, end in pairs
-        if max(0, start) < min(end, top)
-    ]
+    at = region.map_offset
+    found = _within(
+        sorted(_pairs(message.ranges)), min(region.map_length, region.mapping.size - at)
+    )
+    ranges = [(at + start, at + end, 1) for start, end in found]
     value = request.client.pager.working_sets.prefetch(region.mapping, ranges)
     request.answer(wire.Done(value))
 
@@ -690,10 +692,8 @@ def _changed(request: Request, message: wire.Changed, fds: list[int]) -> None:
 def _read_snapshot(request: Request, message: wire.ReadSnapshot, fds: list[int]) -> None:
     pager, region = request.client.pager, _region(request, message.region)
     snapshots, mapping = pager.snapshots, region.mapping
-    numbers, at = array("q", message.ranges), region.map_offset
-    ranges = [
-        (at + start, at + end) for start, end in zip(numbers[::2], numbers[1::2], strict=True)
-    ]
+    at = region.map_offset
+    ranges = [(at + start, at + end) for start, end in _pairs(message.ranges)]
     if not all(at <= start < end <= at + region.map_length for start, end in ranges):
         raise UsageError("what is to be read of the snapshot does not lie in the array")
     total = sum(end - start for start, end in ranges)
