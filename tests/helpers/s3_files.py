@@ -68,13 +68,8 @@ class S3Files(servers.Server):
 @contextlib.contextmanager
 def s3_files() -> Iterator[S3Files]:
     """Run the server as long as the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="s3-") as name:
-        server = S3Files(pathlib.Path(name))
-        try:
-            server.start()
-            yield server
-        finally:
-            server.stop()
+    with servers.running(S3Files, "s3-") as server:
+        yield server
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import pytest
 
@@ -32,8 +33,11 @@ __all__ = [
     "program",
     "redis",
     "redis_cluster",
+    "running",
     "wait_for",
 ]
+
+S = TypeVar("S", bound="Server")
 
 HOST = "127.0.0.1"
 START_SECONDS = 30.0
@@ -232,15 +236,22 @@ def wait_for(
 
 
 @contextlib.contextmanager
-def redis(options: Sequence[str] = ()) -> Iterator[RedisServer]:
-    """A Redis server for as long as the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="redis-") as name:
-        server = RedisServer(pathlib.Path(name), options)
+def running(make: Callable[[pathlib.Path], S], prefix: str) -> Iterator[S]:
+    """A server in a folder of its own, for as long as the block lasts."""
+    with tempfile.TemporaryDirectory(prefix=prefix) as name:
+        server = make(pathlib.Path(name))
         try:
             server.start()
             yield server
         finally:
             server.stop()
+
+
+@contextlib.contextmanager
+def redis(options: Sequence[str] = ()) -> Iterator[RedisServer]:
+    """A Redis server for as long as the block lasts."""
+    with running(lambda folder: RedisServer(folder, options), "redis-") as server:
+        yield server
 
 
 @contextlib.contextmanager
@@ -291,10 +302,5 @@ def is_whole(server: RedisServer, nodes: int = 0) -> bool:
 @contextlib.contextmanager
 def nginx() -> Iterator[Nginx]:
     """An nginx for as long as the block lasts."""
-    with tempfile.TemporaryDirectory(prefix="nginx-") as name:
-        server = Nginx(pathlib.Path(name))
-        try:
-            server.start()
-            yield server
-        finally:
-            server.stop()
+    with running(Nginx, "nginx-") as server:
+        yield server
