@@ -224,3 +224,24 @@ def test_an_error_of_one_region_is_no_matter_of_another(tmp_path: pathlib.Path) 
     path = tmp_path / "fives"
     path.write_bytes(b"\5" * (1 << 20))
     run_child(errors_and_back, timeout=60, args=[str(path)], env=ENVIRONMENT)
+
+
+def pressed(path: str) -> None:
+    """A quarter fits: native code goes on while room is made, and is never refused for want of it."""
+    import refault
+
+    x = refault.open(path, dtype="u1", page_size=4096, readahead=False, resident="4MiB")
+    for index in range(0, 16 << 20, 4096):
+        assert x[index] == 5
+    seen = refault.region(x).statistics()
+    assert seen.faults == 4096, seen
+    assert seen.evictions > 3000, seen
+    assert seen.peak_resident <= 4 << 20, seen
+    # The first ones teach the table what to do.
+    assert seen.faults - seen.native <= 8, seen
+
+
+def test_room_is_made_before_native_code_needs_it(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "fives"
+    path.write_bytes(b"\5" * (16 << 20))
+    run_child(pressed, timeout=60, args=[str(path)], env=ENVIRONMENT)

@@ -55,7 +55,7 @@ from .flags import (
     illegal_flags,
 )
 from .locks import LOOK_AGAIN, lock_page_or_retry
-from .reclaim import shrink_clean
+from .reclaim import shrink_clean, wake_if_pressed
 from .results import VM_FAULT_MAJOR, VM_FAULT_RETRY, VM_FAULT_SIGBUS, VM_FAULT_SIGSEGV
 from .userfault import handle_userfault
 from .vmf import Fault, release_fault_lock
@@ -268,8 +268,7 @@ def charge_page(vmf: Fault) -> Budget | None:
     while True:
         full = budget.try_charge(vmf.mapping.page_size)
         if full is None:
-            if budget.pressed(vmf.mapping.page_size) and not budget.reclaiming:
-                vmf.machine.wake_reclaim(budget)
+            wake_if_pressed(vmf.machine, vmf.mapping)
             return None
         if shrink_clean(vmf.machine, full):
             continue

@@ -29,6 +29,7 @@ __all__ = [
     "runs",
     "shrink_clean",
     "sync_units",
+    "wake_if_pressed",
     "wanted",
 ]
 
@@ -110,6 +111,13 @@ def _choose(budget: Budget, wanted: int) -> tuple[Mapping, list[int]] | None:
             if victims:
                 return mapping, victims
     return None
+
+
+def wake_if_pressed(machine: Machine, mapping: Mapping) -> None:
+    """A unit has been charged: reclaim begins ahead of need, if little is free."""
+    budget = mapping.budget
+    if budget.pressed(mapping.page_size) and not budget.reclaiming:
+        machine.wake_reclaim(budget)
 
 
 def wanted(budget: Budget) -> int:

@@ -148,6 +148,7 @@ class _Server(Structure):
         ("copies_count", c_int64),
         ("dry", c_int64),
         ("messages", c_int64),
+        ("pressed", c_int64),
         ("placement", c_void_p),
         ("epoll", c_int32),
         ("around", c_int32),
@@ -385,6 +386,8 @@ class Server:
         By the number of the mapping.
     outcomes
         Those that the table names, by their place.
+    on_pressed
+        Called with a mapping that was charged, if little is left of a budget.
     """
 
     @classmethod
@@ -409,6 +412,7 @@ class Server:
         self.outcomes: list[Outcome] = []
         self.clients: dict[int, ServedClient] = {}
         self.copies: Copies | None = None
+        self.on_pressed: Callable[[LinuxMapping], None] | None = None
         self._tried: set[int] = set()
         self._places: dict[tuple[object, ...], int] = {}
         self._table = (_Entry * (2 * _HELD))()
@@ -523,6 +527,9 @@ class Server:
                     self.records[-number].wrote(found)
         for number in numbers:
             self.records[number].settle()
+        if state.pressed and self.on_pressed is not None:
+            for number in numbers:
+                self.on_pressed(self.records[number].mapping)
 
     def _learn(self, place: int) -> None:
         """Find out what a fault comes to that the table does not have yet."""

@@ -14,7 +14,8 @@ __all__ = ["Budget"]
 
 _USAGE: Final = 0
 _PEAK: Final = 1
-_CEILING: Final = 2
+_LIMIT: Final = 2
+_MARK: Final = 3
 _UNLIMITED: Final = 1 << 62
 
 
@@ -31,8 +32,8 @@ class Budget:
     usage, peak
         Bytes charged now, and at most so far.
     account
-        Both as numbers in memory, and a ceiling: below it a charge needs neither to ask nor to
-        tell anybody.  Native code charges there.
+        Both as numbers in memory, with the limit, and how much of it may be used before little is
+        free.  Native code charges there.
     mappings
         Whose pages are charged here.
     freed
@@ -45,7 +46,7 @@ class Budget:
 
     def __init__(self, limit: int | None, parent: Budget | None = None) -> None:
         self.parent = parent
-        self.account = array("q", [0, 0, _UNLIMITED])
+        self.account = array("q", [0, 0, _UNLIMITED, _UNLIMITED])
         self.mappings: list[Mapping] = []
         self.freed = WaitQueue()
         self.reclaiming = False
@@ -57,7 +58,8 @@ class Budget:
         """Change the bound; what is over it is reclaimed by whoever is next."""
         self.limit = limit
         self.low_free = limit >> 6 if limit is not None else 0
-        self.account[_CEILING] = _UNLIMITED if limit is None else limit - self.low_free
+        self.account[_LIMIT] = _UNLIMITED if limit is None else limit
+        self.account[_MARK] = self.account[_LIMIT] - self.low_free
         self.freed.wake_all()
 
     @property

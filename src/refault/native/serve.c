@@ -68,7 +68,7 @@ struct entry {
 };
 
 struct account {
-    int64_t usage, peak, ceiling;
+    int64_t usage, peak, limit, mark;
 };
 
 struct mapping {
@@ -135,7 +135,7 @@ struct server {
     int64_t log_size, touched_size, slow_size, notes_size;
     int64_t clients_count, touched_count, log_count, slow_count, notes_count, others_count;
     int64_t copies_count, dry; /* how many copies; which rooms have no more slots, a bit each */
-    int64_t messages;
+    int64_t messages, pressed; /* how many; whether a budget is used beyond its mark */
     struct placement *placement;
     int32_t epoll, around;
 };
@@ -296,11 +296,11 @@ static int fill(struct server *s, struct mapping *m, int uffd, uint64_t start, i
     return -1;
 }
 
-static int charge(struct mapping *m)
+static int charge(struct server *s, struct mapping *m)
 {
     int64_t size = (int64_t)1 << m->shift;
     struct account *a = m->budget, *p = m->parent;
-    if (a->usage + size > a->ceiling || (p && p->usage + size > p->ceiling))
+    if (a->usage + size > a->limit || (p && p->usage + size > p->limit))
         return -1;
     a->usage += size;
     if (a->usage > a->peak)
@@ -310,6 +310,8 @@ static int charge(struct mapping *m)
         if (p->usage > p->peak)
             p->peak = p->usage;
     }
+    if (a->usage > a->mark)
+        s->pressed = 1;
     return 0;
 }
 
@@ -380,7 +382,7 @@ static int serve_fault(struct server *s, struct client *client, struct uffd_msg 
     if (entry.asks & READS) {
         if (m->kind == NOTHING)
             return which;
-        if (charge(m))
+        if (charge(s, m))
             return which;
         char *bytes = content(s, m, offset, size);
         if (!bytes || fill(s, m, uffd, start, offset, bytes, entry.asks)) {
@@ -472,7 +474,7 @@ static int serve(struct server *s, int timeout, int64_t most)
                     (struct other){.fd = events[i].data.fd, .events = events[i].events};
         }
         if ((!count && wait == timeout) || s->others_count || s->slow_count || s->notes_count ||
-            s->dry || s->messages >= most || s->log_count + 2 * MESSAGES > s->log_size ||
+            s->dry || s->pressed || s->messages >= most || s->log_count + 2 * MESSAGES > s->log_size ||
             s->touched_count + MESSAGES > s->touched_size)
             return 0;
         if (timeout > 0) {
@@ -485,12 +487,12 @@ static int serve(struct server *s, int timeout, int64_t most)
 }
 
 /* Serve until there is something for Python: a descriptor of its own, a fault that is not in the
- * table, a stream of readahead that goes on, a log that is full, no slot that is left, `most`
- * messages, or the time (ms, -1: none) is over. */
+ * table, a stream of readahead that goes on, a log that is full, no slot that is left, a budget
+ * beyond its mark, `most` messages, or the time (ms, -1: none) is over. */
 int rf_serve(struct server *s, int timeout, int64_t most)
 {
     s->messages = s->slow_count = s->notes_count = s->others_count = 0;
-    s->copies_count = s->dry = 0;
+    s->copies_count = s->dry = s->pressed = 0;
     int error = serve(s, timeout, most);
     placement_leave(s->placement);
     return error;

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from refault.errors import StoreError, UsageError
-from refault.fault.reclaim import evict_units, reclaim, sync_units, wanted
+from refault.fault.reclaim import evict_units, reclaim, sync_units, wake_if_pressed, wanted
 from refault.machine.linux import LinuxAddressSpace, LinuxMachine, LinuxMapping, say
 from refault.machine.server import MappingRecord
 from refault.machine.urgency import Urgency
@@ -102,6 +102,7 @@ class Pager:
         self.machine = LinuxMachine(self)
         if self.loop.server is not None:
             self.loop.server.copy_to(self.machine.copies)
+            self.loop.server.on_pressed = functools.partial(wake_if_pressed, self.machine)
         self.loop.before_poll.append(self.machine.unplug)
         self.placement = self.loop.placement
         self.swap = Swap(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // SWAP_SHARE)
