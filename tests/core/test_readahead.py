@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +23,7 @@ LARGEST = MAX_BYTES // PAGE
 
 
 def walk(ahead: Readahead, indexes) -> list[Window]:
-    return [window for index in indexes if (window := ahead.window(index)) is not None]
+    return [window for index in indexes for window in ahead.windows(index)]
 
 
 def reader(ahead: Readahead, first: int, last: int) -> tuple[int, list[Window]]:
@@ -36,8 +37,7 @@ def reader(ahead: Readahead, first: int, last: int) -> tuple[int, list[Window]]:
             continue
         markers.discard(index)
         faults += 1
-        window = ahead.window(index)
-        if window is not None:
+        for window in ahead.windows(index):
             windows.append(window)
             there |= set(range(window.first, window.last))
             markers.add(window.first if window.way > 0 else window.last - 1)
@@ -85,7 +85,7 @@ def test_same_page_again_and_again_opens_nothing() -> None:
     ahead = Readahead(PAGE, None)
     assert walk(ahead, [7] * 20) == []
     assert walk(ahead, [8] * 20) == []
-    assert ahead.window(9) == (10, 10 + INITIAL, 1)
+    assert ahead.windows(9) == [(10, 10 + INITIAL, 1)]
     # Many threads fault the same pages: no storm.
     assert walk(ahead, [9] * 20) == []
     assert len(walk(ahead, [10] * 20)) == 1
@@ -117,7 +117,7 @@ def test_sequence_is_forgotten_when_many_others_were_followed() -> None:
     (window,) = walk(ahead, [0, 1, 2])
     for start in range(5000, 5000 + 100 * (STREAMS - BEGINNINGS), 100):
         assert len(walk(ahead, range(start, start + 3))) == 1
-    assert ahead.window(window.first) is None
+    assert ahead.windows(window.first) == []
 
 
 def test_beginning_in_the_place_of_an_old_one_is_new() -> None:
@@ -136,7 +136,7 @@ def test_page_behind_the_marker_goes_on_too() -> None:
     ahead = Readahead(PAGE, None)
     (window,) = walk(ahead, [0, 1, 2])
     last, size = window.last, window.last - window.first
-    assert ahead.window(last) == (last + 1, last + 1 + 2 * size, 1)
+    assert ahead.windows(last) == [(last + 1, last + 1 + 2 * size, 1)]
 
 
 def test_streams_that_take_turns_are_all_seen() -> None:
@@ -180,16 +180,13 @@ def test_bounds(page_size: int, budget: int | None, indexes: list[int]) -> None:
     ahead = Readahead(page_size, budget)
     room = MAX_BYTES if budget is None else min(MAX_BYTES, budget // 8)
     for index in indexes:
-        window = ahead.window(index)
-        if window is None:
-            continue
-        first, last, way = window
-        assert 0 <= first < last
-        assert index < first if way > 0 else last <= index
-        assert (last - first) * page_size <= room
-        # A window begins behind the page that asked for it, or behind the window before.
-        near = first - index if way > 0 else index - last
-        assert near <= 1 + room // page_size
+        for first, last, way in ahead.windows(index):
+            assert 0 <= first < last
+            assert index < first if way > 0 else last <= index
+            assert (last - first) * page_size <= room
+            # A window begins behind the page that asked for it, or behind the window before.
+            near = first - index if way > 0 else index - last
+            assert near <= 1 + room // page_size
 
 
 @given(st.integers(0, 1000), st.integers(3, 3000))
@@ -203,11 +200,43 @@ def test_windows_of_a_store_that_is_far_away_begin_large_and_grow_fast() -> None
     far = 64 << 20
     _, windows = reader(Readahead(PAGE, None, far=far), 0, 10_000)
     sizes = [(window.last - window.first) * PAGE for window in windows]
-    assert sizes[:4] == [far // 16, far // 4, far, far]
-    assert max(sizes) == far
+    assert sizes[:4] == [far // 16, far // 2, far // 2, far // 2]
+    assert max(sizes) == far // 2
+    assert all(a.last == b.first for a, b in itertools.pairwise(windows))
 
 
-def test_a_store_that_is_far_away_may_have_a_quarter_of_the_budget() -> None:
+@pytest.mark.parametrize("index", [0, 1])
+def test_beginning_of_a_store_that_is_far_away_is_that_of_a_sequence(index: int) -> None:
+    ahead = Readahead(PAGE, None, far=64 << 20)
+    first = index + 1
+    assert ahead.windows(index) == [(first, first + (4 << 20) // PAGE, 1)]
+    assert ahead.windows(index) == [], "once"
+    assert ahead.windows(500) == ahead.windows(501) == [], "and no other place"
+    assert Readahead(PAGE, None).windows(index) == [], "nor that of a store nearby"
+    assert Readahead(PAGE, 4 * PAGE, far=64 << 20).windows(index) == [], "nor without room"
+
+
+@pytest.mark.parametrize("way", [1, -1])
+def test_store_that_is_far_away_is_always_asked_for_two_windows_ahead(way: int) -> None:
+    far, last = 64 << 20, 10_000
+    ahead = Readahead(PAGE, None, far=far)
+    largest = far // 2 // PAGE
+    there: set[int] = set()
+    markers: set[int] = set()
+    for index in range(last)[::way]:
+        if index in there and index not in markers:
+            continue
+        found = ahead.windows(index)
+        for window in found:
+            there |= set(range(window.first, window.last))
+            markers.add(window.first if window.way > 0 else window.last - 1)
+        before = (max(there) - index if way > 0 else index - min(there)) if there else 0
+        grown = index > 1000 if way > 0 else index < last - 1000
+        if found and grown and min(there) > 0:
+            assert 2 * largest < before + 1 <= 3 * largest, (index, before)
+
+
+def test_window_of_a_store_that_is_far_away_takes_no_more_of_a_budget() -> None:
     budget = 16 << 20
-    assert Readahead(PAGE, budget, far=64 << 20).largest * PAGE == budget // 4
+    assert Readahead(PAGE, budget, far=64 << 20).largest * PAGE == budget // 8
     assert Readahead(PAGE, budget).largest * PAGE == budget // 8

@@ -48,8 +48,7 @@ class Player:
                 self.bring_in(index)
             mapping.flags[index] &= ~PG_AHEAD
             ahead = mapping.readahead
-            window = ahead.window(index) if ahead is not None else None
-            if window is not None:
+            for window in ahead.windows(index) if ahead is not None else ():
                 for other in range(window.first, min(window.last, mapping.pages)):
                     if not mapping.flags[other] & PG_UPTODATE:
                         mapping.counters.readahead += 1

@@ -227,7 +227,7 @@ def test_an_error_of_one_region_is_no_matter_of_another(tmp_path: pathlib.Path) 
 
 
 def pressed(path: str) -> None:
-    """A quarter fits: native code goes on while room is made, and is never refused for want of it."""
+    """A quarter fits: room is made while native code serves, which is never refused any."""
     import refault
 
     x = refault.open(path, dtype="u1", page_size=4096, readahead=False, resident="4MiB")

@@ -13,6 +13,13 @@ beginning of one, in the place of the oldest beginning.  With its third touch it
 the place of the one that was not used for longest.  So touches in no order, however many, end no
 stream.
 
+A store that is far away answers late, and what it was asked for side by side often comes all
+at once: if nothing else was asked for until then, nothing is under way for as long as an answer
+takes.  So once the windows are as large as they get, two are open ahead of the one that is
+read, and each is begun when the reader comes to the one before the newest.  And since each
+touch that only shows where the reader goes costs as long as an answer takes, the beginning
+of an object is taken for that of a sequence, as in the kernel, and windows grow faster.
+
 A window that was read in vain, because its units were evicted before anybody touched
 them, was too large for the memory there is: the bound is halved, and doubles again with each
 window that is used.
@@ -32,7 +39,10 @@ __all__ = ["BEGINNINGS", "MAX_BYTES", "STREAMS", "Readahead", "Window"]
 INITIAL_BYTES = 256 << 10
 MAX_BYTES = 2 << 20
 FAR_PART = 16
-"""The first window of a store that is far away is so small a part of the largest one."""
+"""The first window of a store that is far away is so small a part of what is asked for ahead."""
+FAR_GROWTH = 8
+AT_BEGINNING = 1
+"""The unit before it often comes with the header, when the object is opened."""
 FILE_WINDOW_BYTES = 128 << 20
 """The largest window if it need not be read, because the file itself can be mapped there."""
 BEGINNINGS = 8
@@ -63,14 +73,16 @@ class Readahead:
     file_windows
         Whether windows can be mapped instead of read (`refault.pager.windows`).
     far
-        Bytes of the largest window, if the store is far away: a window may take a quarter of the
-        budget then, since what is not asked for in time is waited for.  0: it is not.
+        Bytes of two windows of the largest size, if the store is far away: so much is always asked
+        for ahead.  0: it is not.
 
     Attributes
     ----------
     heads
         ``low`` and ``high`` of each stream and whether it is new, one after the other, and which
         stream is the next to be given up.
+    ahead
+        How many of the largest windows are open ahead of the one that is read.
     growth
         How many times as large as the one before a window is.
     largest
@@ -78,11 +90,13 @@ class Readahead:
     """
 
     __slots__ = (
+        "ahead",
         "bound",
         "growth",
         "heads",
         "initial",
         "largest",
+        "mark",
         "size",
         "start",
         "used",
@@ -93,32 +107,37 @@ class Readahead:
     def __init__(
         self, page_size: int, budget: int | None, *, file_windows: bool = False, far: int = 0
     ) -> None:
-        most = FILE_WINDOW_BYTES if file_windows else max(MAX_BYTES, far)
-        room = most if budget is None else min(most, budget // (4 if far else 8))
+        most = FILE_WINDOW_BYTES if file_windows else max(MAX_BYTES, far // 2)
+        room = most if budget is None else min(most, budget // 8)
         self.largest = self.bound = room // page_size
         first = max(INITIAL_BYTES, far // FAR_PART)
         self.initial = min(max(first // page_size, 1), self.largest)
-        self.growth = 4 if far else 2
+        self.growth = FAR_GROWTH if far else 2
+        self.ahead = 2 if far else 1
         self.heads = array("q", [_NOWHERE, _NOWHERE, 1] * STREAMS + [0])
-        # Of each stream that is not new: whether it goes up (1) or down (-1); its newest
-        # window, where the reader comes to it, and its size, 0 if there is none yet.
+        # Of each stream that is not new: whether it goes up (1) or down (-1); where the reader
+        # asks for more; its newest window, where the reader comes to it, and its size, 0 if there
+        # is none yet.
         self.way = [0] * STREAMS
+        self.mark = [0] * STREAMS
         self.start = [0] * STREAMS
         self.size = [0] * STREAMS
         # When it was used, in uses of all.
         self.used = [0] * STREAMS
         self.uses = 0
 
-    def window(self, index: int) -> Window | None:
-        """Note a fault at `index`; what to begin to read, if anything."""
+    def windows(self, index: int) -> list[Window]:
+        """Note a fault at `index`; what to begin to read, in this order."""
         heads = self.heads
         for stream in reversed(range(STREAMS)):
             if heads[3 * stream] <= index <= heads[3 * stream + 1]:
                 return self._follow(stream, index)
+        if index <= AT_BEGINNING and self.ahead > 1 and self.largest:
+            return self._establish(index, 1)
         stream = heads[_NEXT]
         heads[_NEXT] = (stream + 1) % BEGINNINGS
         self._begin(stream, index)
-        return None
+        return []
 
     def shorten(self, window: Window, last: int) -> None:
         """Only ``[window.first, last)`` of a window that goes up is begun."""
@@ -146,44 +165,57 @@ class Readahead:
         self.heads[3 * stream] = min(one, other)
         self.heads[3 * stream + 1] = max(one, other)
 
-    def _follow(self, stream: int, index: int) -> Window | None:
+    def _follow(self, stream: int, index: int) -> list[Window]:
         if self.heads[3 * stream + 2]:
             step = index - self.heads[3 * stream] - 1
             if step:  # else it is the same unit again
                 self.heads[3 * stream + 2] = 0
                 self.way[stream], self.start[stream], self.size[stream] = step, index, 0
                 self._expect(stream, index, index + step)
-            return None
+            return []
         way, start, size = self.way[stream], self.start[stream], self.size[stream]
         if not size:
             if index == start:
-                return None
+                return []
             if not self.largest:
                 self._begin(stream, index)
-                return None
+                return []
             self._end(stream)
-            stream = min(range(BEGINNINGS, STREAMS), key=self.used.__getitem__)
-            self.way[stream] = way
-            return self._open(stream, index, index + way, self.initial)
-        if (index - start) * way < 0:
-            return None  # in the window before, on the way to the marker
+            return self._establish(index, way)
+        mark = self.mark[stream]
+        if (index - mark) * way < 0:
+            return []  # in the window before, on the way to the marker
         end = start + size * way
         self.bound = min(self.bound * 2, self.largest)
         size = min(size * self.growth, self.bound)
-        return self._open(stream, start, end + way * (index == end), size)
+        found = self._open(stream, mark, end + way * (index == end), size)
+        if self.ahead > 1 and size == self.bound and found:
+            first = self.start[stream]
+            if mark == start:
+                found += self._open(stream, mark, first + size * way, size)
+                self.mark[stream] = first
+            else:
+                self.mark[stream] = start
+        return found
 
-    def _open(self, stream: int, near: int, start: int, size: int) -> Window | None:
+    def _establish(self, index: int, way: int) -> list[Window]:
+        """There is a stream, in the place of the one that was not used for longest."""
+        stream = min(range(BEGINNINGS, STREAMS), key=self.used.__getitem__)
+        self.way[stream] = way
+        return self._open(stream, index, index + way, self.initial)
+
+    def _open(self, stream: int, near: int, start: int, size: int) -> list[Window]:
         """Open a window of `size` units from `start` on; faults from `near` on belong to it."""
         way = self.way[stream]
         if way < 0:
             size = min(size, start + 1)
             if size <= 0:
                 self._end(stream)
-                return None
+                return []
         self.uses += 1
         self.used[stream] = self.uses
         self.heads[3 * stream + 2] = 0
-        self.start[stream], self.size[stream] = start, size
+        self.mark[stream], self.start[stream], self.size[stream] = start, start, size
         end = start + size * way
         self._expect(stream, near, end)
-        return Window(start, end, 1) if way > 0 else Window(end + 1, start + 1, -1)
+        return [Window(start, end, 1) if way > 0 else Window(end + 1, start + 1, -1)]

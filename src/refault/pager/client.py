@@ -283,8 +283,7 @@ class Client:
     def follow_stream(self, vma: Vma, address: int) -> None:
         """A fault was served: read ahead, if it belongs to a stream."""
         ahead = vma.mapping.readahead
-        window = ahead.window(vma.index_of(address)) if ahead is not None else None
-        if window is not None:
+        for window in ahead.windows(vma.index_of(address)) if ahead is not None else ():
             self.read_ahead(vma, window)
 
     def read_ahead(self, vma: Vma, window: Window) -> None:
