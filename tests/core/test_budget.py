@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refault.fault.reclaim import BATCH_BYTES
 from refault.memory.budget import Budget
 from refault.memory.wait import Task
 
@@ -97,6 +98,10 @@ def test_pressed_below_the_low_mark() -> None:
     assert not budget.pressed(100)
     budget.try_charge(1)
     assert budget.pressed(100)
+
+
+def test_large_budget_keeps_no_more_free_than_two_batches() -> None:
+    assert Budget(1 << 40).low_free == 2 * BATCH_BYTES
 
 
 def test_small_budget_keeps_nothing_free() -> None:

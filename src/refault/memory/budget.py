@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Budget"]
 
+LOW_SHARE: Final = 6
+"""The low mark is the limit shifted by so many bits,"""
+LOW_MOST: Final = 8 << 20
+"""and never more than this: two batches of eviction.  More would lie idle."""
+
 _USAGE: Final = 0
 _PEAK: Final = 1
 _LIMIT: Final = 2
@@ -57,7 +62,7 @@ class Budget:
     def set_limit(self, limit: int | None) -> None:
         """Change the bound; what is over it is reclaimed by whoever is next."""
         self.limit = limit
-        self.low_free = limit >> 6 if limit is not None else 0
+        self.low_free = min(limit >> LOW_SHARE, LOW_MOST) if limit is not None else 0
         self.account[_LIMIT] = _UNLIMITED if limit is None else limit
         self.account[_MARK] = self.account[_LIMIT] - self.low_free
         self.freed.wake_all()
