@@ -16,6 +16,14 @@ from refault.cli import doctor
 PAGES = 4000
 ALWAYS = ENVIRONMENT | {"REFAULT_SCHED_IDLE": "1"}
 LOOP = "print(flush=True)\nwhile True: pass"
+NEARLY = """
+import time
+while True:
+    end = time.perf_counter() + 0.007
+    while time.perf_counter() < end: pass
+    time.sleep(0.0005)
+"""
+"""Leaves a little of its CPU to others, between any two looks of the watch."""
 NEVER = ENVIRONMENT | {"REFAULT_SCHED_IDLE": "0"}
 
 
@@ -144,7 +152,7 @@ def test_calm_after_a_burst(numbers: pathlib.Path) -> None:
     run_child(calm, timeout=60, args=[str(numbers)], env=ALWAYS)
 
 
-def starved(path: str) -> None:
+def starved(path: str, program: str) -> None:
     """Somebody else wants the CPU that the faults are on: the pager gets it all the same."""
     import os
     import subprocess
@@ -153,12 +161,12 @@ def starved(path: str) -> None:
     import numpy as np
 
     import refault
-    from kernel.test_placement import LOOP, PAGES
+    from kernel.test_placement import PAGES
 
     x = refault.open(path, dtype="u8", page_size=4096, readahead=False)
     cpu = min(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cpu})
-    busy = subprocess.Popen([sys.executable, "-c", LOOP], stdout=subprocess.DEVNULL)
+    busy = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
     try:
         order = np.random.default_rng(0).permutation(PAGES) * 512
         while not refault.region(x).statistics().more["bursts_ended"]:
@@ -169,8 +177,9 @@ def starved(path: str) -> None:
         busy.wait()
 
 
-def test_a_busy_cpu_ends_a_burst(numbers: pathlib.Path) -> None:
-    run_child(starved, timeout=60, args=[str(numbers)], env=ALWAYS)
+@pytest.mark.parametrize("program", [LOOP, NEARLY], ids=["busy", "nearly"])
+def test_a_busy_cpu_ends_a_burst(numbers: pathlib.Path, program: str) -> None:
+    run_child(starved, timeout=60, args=[str(numbers), program], env=ALWAYS)
 
 
 @pytest.fixture

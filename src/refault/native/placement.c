@@ -20,8 +20,10 @@
  *   - only if no more threads want to run than there are CPUs, of which the loop is one; else there
  *     is no idle CPU that the thread could be moved to;
  *   - a watching thread of the usual policy raises the loop if there is something to do and the
- *     loop does not come to it between two looks, 10 ms apart.  Then bursts are served as ever for a
- *     while, which grows with every such case from 0.1 to 10 seconds, and shrinks with every other.
+ *     loop does not come to it between two looks, 10 ms apart; or if at several looks in a row
+ *     faults wait, and the loop had less than a quarter of the time: what shares its CPU leaves
+ *     it a little.  Then bursts are served as ever for a while, which grows with every such case
+ *     from 0.1 to 10 seconds, and shrinks with every other.
  *
  * Who changes the policy: the loop lowers itself (NORMAL to LOW); the loop (LOW to NORMAL) or the
  * watch (LOW to RAISING to NORMAL) raises it.  The loop sets the usual policy before it says
@@ -51,6 +53,9 @@ enum { BURST = 8 };
 /* The loop is raised if there is nothing to do for so long. */
 enum { CALM_MS = 5 };
 static const int64_t GAP = 1000000, AWAY = 20000000, LOOK = 10000000;
+/* A fault that is served in time waits for a part of the time that its service takes, and that is
+ * less than a quarter: so often at looks in a row it does not wait by chance. */
+enum { STARVED = 3, SHARE = 4 };
 static const int64_t LEAST_PAUSE = 100000000, MOST_PAUSE = 10000000000;
 /* Where a thread is, is looked up after so long; sooner, if some CPU is idle and faults come more
  * slowly than the same CPU would serve them: after so many in a row, twice as many whenever it
@@ -74,14 +79,20 @@ struct placement {
     _Atomic int64_t pause;
     int64_t lowered, now, last, row;
     pid_t loop;
+    clockid_t clock; /* what time the loop has had */
     int epoll;
 };
 
+static int64_t ns_of(clockid_t clock)
+{
+    struct timespec t = {0};
+    clock_gettime(clock, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
 static int64_t now_ns(void)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    return ns_of(CLOCK_MONOTONIC);
 }
 
 static int set_policy(pid_t tid, int policy)
@@ -217,11 +228,10 @@ void placement_beat(struct placement *place, int events)
         lower(place);
 }
 
-/* Whether the loop should run: it is not in epoll, or epoll has something for it. */
-static int should_run(struct placement *place)
+static int something_waits(struct placement *place)
 {
     struct epoll_event event;
-    return !atomic_load(&place->waits) || epoll_wait(place->epoll, &event, 1, 0) > 0;
+    return epoll_wait(place->epoll, &event, 1, 0) > 0;
 }
 
 static void raise_other(struct placement *place)
@@ -240,15 +250,21 @@ static void *watch(void *argument)
 {
     struct placement *place = argument;
     const struct timespec look = {.tv_nsec = LOOK};
-    int64_t before = -1;
+    int64_t before = -1, had = 0, at = 0;
+    int starved = 0;
     for (;;) {
+        if (atomic_load(&place->policy) != LOW)
+            before = -1, starved = 0;
         while (atomic_load(&place->policy) != LOW)
             syscall(SYS_futex, &place->policy, FUTEX_WAIT_PRIVATE, NORMAL, NULL, NULL, 0);
+        if (!starved)
+            had = ns_of(place->clock), at = now_ns();
         nanosleep(&look, NULL);
         int64_t beats = atomic_load(&place->beats);
-        int late = should_run(place);
-        if (late && beats == before)
-            raise_other(place);
+        int waits = something_waits(place), late = waits || !atomic_load(&place->waits);
+        starved = waits && (ns_of(place->clock) - had) * SHARE < now_ns() - at ? starved + 1 : 0;
+        if ((late && beats == before) || starved == STARVED)
+            raise_other(place), starved = 0;
         before = late ? beats : -1;
     }
     return NULL;
@@ -288,10 +304,11 @@ struct placement *rf_placement_new(int epoll, int cpus)
                      CPU_COUNT(&place->allowed) > 1;
     place->epoll = epoll;
     place->loop = syscall(SYS_gettid);
+    int no_clock = pthread_getcpuclockid(pthread_self(), &place->clock);
     place->pause = LEAST_PAUSE / 2;
     place->loadavg = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
     place->cpus = cpus;
-    place->may_lower = cpus && place->enabled && can_lower(place);
+    place->may_lower = cpus && place->enabled && !no_clock && can_lower(place);
     return place;
 }
 
