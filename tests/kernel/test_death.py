@@ -283,12 +283,14 @@ def test_the_file_dies(tmp_path: Path) -> None:
 # -- the pager dies ------------------------------------------------------------
 
 
-def died_loudly(result: Result) -> None:
+def died_loudly(result: Result, *, threads: int = 1) -> None:
     assert result.stdout == "before\n", result.stdout
     assert KILLED in result.stderr
     assert "it gets SIGBUS" in result.stderr
-    # Not the whole line: the guardian writes to the same place at the same time.
-    assert "Bus error" in result.stderr
+    if threads == 1:
+        # Not the whole line: the guardian writes to the same place at the same time.  And of several
+        # threads the second one can end the process before faulthandler has written for the first.
+        assert "Bus error" in result.stderr
     assert "SIGKILL" not in result.stderr
     assert result.seconds < 5
 
@@ -325,7 +327,8 @@ def test_pager_killed_while_all_threads_wait() -> None:
         for x in arrays:
             threading.Thread(target=np.copyto, args=(np.empty_like(x), x)).start()
 
-    died_loudly(run_child(touch, files=FILES, timeout=10, expect=-signal.SIGBUS))
+    result = run_child(touch, files=FILES, timeout=10, expect=-signal.SIGBUS)
+    died_loudly(result, threads=3)
 
 
 TOUCH = """
