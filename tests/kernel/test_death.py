@@ -288,7 +288,7 @@ def died_loudly(result: Result, *, threads: int = 1) -> None:
     assert KILLED in result.stderr
     assert "it gets SIGBUS" in result.stderr
     if threads == 1:
-        # Not the whole line: the guardian writes to the same place at the same time.  And of several
+        # Not the whole line: the guardian writes to the same place at the same time.  Of several
         # threads the second one can end the process before faulthandler has written for the first.
         assert "Bus error" in result.stderr
     assert "SIGKILL" not in result.stderr

@@ -23,7 +23,7 @@ def explored(name: str) -> Exploration:
     return explore(SCENARIOS[name])
 
 
-# On a machine with much else to do the largest ones take minutes; they compute, and wait for nobody.
+# On a busy machine the largest ones take minutes; they compute, and wait for nobody.
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", SMALL)
 def test_every_order_keeps_every_promise(name: str) -> None:
