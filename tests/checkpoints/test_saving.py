@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import refault
 from helpers.fake_snapshots import UNIT, FakeMemory
 from helpers.reading import read_with_zarr
-from refault.checkpoints import writer
+from refault.checkpoints import codec, writer
 
 RANDOM = np.random.default_rng(0)
 CHUNK = 16384
@@ -279,3 +279,26 @@ def test_a_closed_one_is_refused(ck: Any) -> None:
     for call in (lambda: ck.save({"x": np.zeros(3)}), ck.load, ck.garbage_collect):
         with pytest.raises(refault.UsageError, match="is closed"):
             call()
+
+
+def test_chunks_are_encoded_when_there_is_room_for_them(
+    ck: Any, memory: FakeMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save holds what is on its way, not all that has changed."""
+    x = memory.array(np.random.default_rng(0).integers(1 << 63, size=256 * 8192))
+    monkeypatch.setattr(writer, "REQUESTS", 8)
+    held: list[int] = [0, 0]
+
+    class Encoded(bytes):
+        def __del__(self) -> None:
+            held[0] -= 1
+
+    def encode(*arguments: Any) -> bytes:
+        found = Encoded(codec.encode(*arguments))
+        held[0] += 1
+        held[1] = max(held)
+        return found
+
+    monkeypatch.setattr(writer, "encode", encode)
+    assert ck.save({"x": x}).result(60).written > 256 * 65536
+    assert held[1] < 64  # some have arrived, and nobody has looked yet

@@ -459,7 +459,6 @@ class Checkpoints:
                 layouts,
                 next(tips, None),
                 self._level,
-                self._location.requests,
                 save._report,
             )
             stack.callback(writer.close)

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["Location", "locate"]
 
 
-FOLDER_REQUESTS = 16
-"""More of them wait for each other: all files are made in one folder."""
-BUCKET_REQUESTS = 128
-
-
 class Location(NamedTuple):
     """A place for checkpoints.
 
@@ -33,17 +28,11 @@ class Location(NamedTuple):
         What Icechunk calls it.
     folder
         Its path, if it is a local folder.
-    requests
-        How many at a time suit it.
     """
 
     name: str
     storage: Storage
     folder: str | None
-
-    @property
-    def requests(self) -> int:
-        return BUCKET_REQUESTS if self.folder is None else FOLDER_REQUESTS
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from .codec import encode
 from .grid import Grid
 from .instant import Instant
 from .layout import Layout, arrays_in, create, read
 from .tip import KnownArray, Tip, digest
+from .uploads import Uploads
 
 if TYPE_CHECKING:
     from icechunk import IcechunkStore
 
 __all__ = ["Writer"]
 
+REQUESTS = 128
+"""Chunks that are on their way at a time: with fewer, threads sleep and are woken for each."""
 IN_FLIGHT = 32 << 20
-"""Bytes of chunks that are worked on or on their way, at a time."""
+"""Bytes of these chunks, at most."""
+READ = 2 << 20
+"""Bytes of chunks that are read from the instant with one request."""
 THREADS = 2
-"""That encode: one waits for the pager while the other one works on what is there."""
+"""One waits for the pager while the other one works on what is there."""
 FAST = -1
 """Level of zstd for an array that was stored compressed, if no level is given now."""
+
+Batch: TypeAlias = tuple[str, list[int]]
+"""Numbers of chunks of one array."""
 
 
 class Changed(NamedTuple):
@@ -51,8 +61,6 @@ class Writer:
         What is known of what the session holds; None: nothing.
     level
         Of zstd, for arrays that are compressed; None: the default.
-    requests
-        Chunks that are on their way at a time, at most.
     progress
         Is told bytes done, and bytes in all.
 
@@ -70,7 +78,6 @@ class Writer:
         layouts: dict[str, Layout],
         tip: Tip | None,
         level: int | None,
-        requests: int,
         progress: Callable[[int, int], None],
     ) -> None:
         self.arrays: dict[str, KnownArray] = {}
@@ -79,7 +86,6 @@ class Writer:
         self._layouts = layouts
         self._tip = {} if tip is None else tip.arrays
         self._level = FAST if level is None else level
-        self._requests = requests
         self._progress = progress
         self._lock = threading.Lock()
 
@@ -104,7 +110,7 @@ class Writer:
         total = sum(_length(self.arrays[name].layout.grid, numbers) for name, numbers in work)
         self._done, self._total = 0, total
         self._progress(0, total)
-        asyncio.run(self._write_all(store, work))
+        self._write_all(store, work)
 
     def close(self) -> None:
         """Give back what `arrays` has, after a commit that failed."""
@@ -130,64 +136,70 @@ class Writer:
             return list(layout.grid.overlapping(self._instant.changed(name, before.mark)))
         return list(range(layout.grid.chunks))
 
-    async def _write_all(self, store: IcechunkStore, work: list[tuple[str, list[int]]]) -> None:
+    def _write_all(self, store: IcechunkStore, work: list[tuple[str, list[int]]]) -> None:
+        """A few threads do all that is to be done with a chunk, one batch after the other."""
+        batches = deque(self._batches(work))
         largest = max((self.arrays[name].layout.grid.chunk_bytes for name, _ in work), default=1)
-        writers = max(1, min(self._requests, IN_FLIGHT // largest))
-        batches = self._batches(work, writers)
-        with ThreadPoolExecutor(THREADS, "refault-checkpoints") as threads:
-            tasks = [
-                asyncio.ensure_future(self._write_some(store, batches, threads))
-                for _ in range(writers)
+        width = min(THREADS, max(1, IN_FLIGHT // largest))
+        most = max(1, min(REQUESTS, IN_FLIGHT // largest) // width)
+        with ThreadPoolExecutor(width, "refault-checkpoints") as threads:
+            running = [
+                threads.submit(asyncio.run, self._write_batches(store, batches, most))
+                for _ in range(width)
             ]
-            try:
-                await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
+        for one in running:
+            one.result()
 
-    def _batches(
-        self, work: list[tuple[str, list[int]]], writers: int
-    ) -> Iterator[tuple[str, list[int]]]:
-        """Chunks in order, so many that all writers have some."""
+    def _batches(self, work: list[tuple[str, list[int]]]) -> Iterator[Batch]:
+        """Chunks in order, so many that each thread has some."""
         for name, numbers in work:
-            room = IN_FLIGHT // writers // self.arrays[name].layout.grid.chunk_bytes
-            most = max(1, min(room, -(-len(numbers) // writers)))
+            room = READ // self.arrays[name].layout.grid.chunk_bytes
+            most = max(1, min(room, -(-len(numbers) // THREADS)))
             for first in range(0, len(numbers), most):
                 yield name, numbers[first : first + most]
 
-    async def _write_some(
-        self,
-        store: IcechunkStore,
-        batches: Iterator[tuple[str, list[int]]],
-        threads: ThreadPoolExecutor,
-    ) -> None:
-        """Write chunks one after the other, while others do the same."""
-        from zarr.core.buffer.cpu import Buffer
+    async def _write_batches(self, store: IcechunkStore, batches: deque[Batch], most: int) -> None:
+        """Write what changed, with `most` chunks on their way; after a failure nobody goes on."""
+        put = store._store.set  # the other half of Icechunk would copy each chunk once more
+        try:
+            async with Uploads(most) as uploads:
+                while (batch := _take(batches)) is not None:
+                    name, numbers = batch
+                    known = self.arrays[name]
+                    written = 0
+                    for one in self._changed(name, numbers):
+                        key = f"{name}/{known.layout.grid.key(one.number)}"
+                        await uploads.add(functools.partial(put, key, one.stored))
+                        known.remember(one.number, one.digest)
+                        written += len(one.stored)
+                    self._count(_length(known.layout.grid, numbers), written)
+        except BaseException:
+            batches.clear()
+            raise
 
-        loop = asyncio.get_running_loop()
-        for name, numbers in batches:
-            known = self.arrays[name]
-            for one in await loop.run_in_executor(threads, self._encode, name, numbers):
-                key = f"{name}/{known.layout.grid.key(one.number)}"
-                await store.set(key, Buffer.from_bytes(one.stored))
-                self.written += len(one.stored)
-                known.remember(one.number, one.digest)
+    def _count(self, done: int, written: int) -> None:
+        with self._lock:
+            self._done += done
+            self.written += written
             self._progress(self._done, self._total)
 
-    def _encode(self, name: str, numbers: Sequence[int]) -> list[Changed]:
-        """In a thread: encode those of some chunks that have changed."""
+    def _changed(self, name: str, numbers: list[int]) -> Iterator[Changed]:
+        """Encode those of some chunks that have changed, each when it is asked for."""
         known = self.arrays[name]
         grid = known.layout.grid
         level = self._level if known.layout.compressed else None
         spans = [grid.span(number) for number in numbers]
-        changed = []
         for number, data in zip(numbers, self._instant.read(name, spans), strict=True):
             found = digest(data)
             if found != known.digest(number):
-                changed.append(Changed(number, found, encode(data, grid.chunk_bytes, level)))
-        with self._lock:
-            self._done += sum(stop - start for start, stop in spans)
-        return changed
+                yield Changed(number, found, encode(data, grid.chunk_bytes, level))
+
+
+def _take(batches: deque[Batch]) -> Batch | None:
+    try:
+        return batches.popleft()
+    except IndexError:
+        return None
 
 
 def _length(grid: Grid, numbers: Iterable[int]) -> int:
