@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -26,7 +26,7 @@ LOOKED_AT = 1000
 
 def save_again(way: str, size: int, share: float, folder: str) -> dict[str, float]:
     """Save an array once more, after a share of its pieces was written to."""
-    path = pathlib.Path(folder, "saved")
+    path = pathlib.Path(tempfile.mkdtemp(prefix="saved-", dir=folder))
     warm_memory(size)
     array = _array(size, resident=way == "checkpoints")
     pieces = np.random.default_rng(8).permutation(len(array))
@@ -62,8 +62,9 @@ def save_again(way: str, size: int, share: float, folder: str) -> dict[str, floa
             "first": first,
         } | _shares(written, changed)
     finally:
-        shutil.rmtree(path, ignore_errors=True)
-        path.with_suffix(".npy").unlink(missing_ok=True)
+        for used in [*_files(path), path.with_suffix(".npy")]:
+            if used.exists():
+                os.truncate(used, 0)
 
 
 def make_checkpoint(size: int, path: str) -> dict[str, float]:

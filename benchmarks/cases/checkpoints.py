@@ -9,6 +9,9 @@ long the first checkpoint of everything took.  "ratio" is what was written by wh
 *load*: from the call of `load` to an element in the middle, the pager's start included; "open" is
 what comes before, with all imports.  Files are not in the page cache.
 
+Files that a round has made are emptied, and deleted when all is over: ext4 without a journal looks
+at all that was deleted in the last minutes before it makes a file, which is no part of a save.
+
 The same for both: the disk; content that no compression makes smaller; memory that was written to
 before.  Pieces of the checkpoint, changed or not, are loaded and compared.
 """

@@ -121,6 +121,48 @@ def test_going_on_from_a_checkpoint_is_incremental(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
+def test_the_pager_starts_while_the_checkpoint_is_looked_up(tmp_path: Path) -> None:
+    """One that nobody needs in the end is not left behind; and it is one, not two."""
+    code = """
+        import os, sys, threading
+        from pathlib import Path
+        import numpy as np
+        import refault
+        from refault.checkpoints import checkpoints
+        from refault.client import connection
+
+        def children():
+            path = Path(f"/proc/self/task/{threading.get_native_id()}/children")
+            return path.read_text().split()
+
+        seen = []
+        resolve = checkpoints.resolve
+        checkpoints.resolve = lambda *args: (seen.append(children()), resolve(*args))[1]
+        files = len(os.listdir("/proc/self/fd"))
+        with refault.Checkpoints(sys.argv[1]) as ck:
+            ck.save({"x": np.arange(5)}).result(60)
+            files = len(os.listdir("/proc/self/fd"))
+            try:
+                ck.load("nonsense")
+            except refault.UsageError as error:
+                print(error)
+            assert len(seen[-1]) == 1 and not children(), (seen, children())
+            assert len(os.listdir("/proc/self/fd")) <= files
+            x = ck.load()["x"]
+            assert seen[-1] == children() == [str(connection.current().pager)]
+            assert x[4] == 4
+            ck.load()
+            assert seen[-1] == children() and len(seen[-1]) == 1
+            if not os.fork():
+                assert ck._pid != os.getpid()
+                assert refault.zeros(3)[2] == 0
+                os._exit(0)
+            assert os.wait()[1] == 0
+    """
+    assert "nonsense" in run_child(code, timeout=60, args=[str(tmp_path / "ck")]).stdout
+
+
+@pytest.mark.usefixtures("nothing_left")
 def test_a_failed_save_gives_its_snapshot_back(tmp_path: Path) -> None:
     code = """
         import gc, os, sys

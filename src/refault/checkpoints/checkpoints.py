@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refault._version import __version__
+from refault.client.connection import pager_ahead
 from refault.errors import UsageError
 from refault.sizes import Size, parse_size
 
@@ -199,7 +200,7 @@ class Checkpoints:
             "page_size": page_size,
             "deadline": deadline,
         }
-        with failures(self._location.name, "load"):
+        with failures(self._location.name, "load"), pager_ahead():
             found = resolve(self._repository, ref)
             arrays, known = load_arrays(self._stores(found.id), mode, options)
             if found.branch is not None and mode == "c":

@@ -1,12 +1,13 @@
 """Where the pages of a loaded array come from; this lives in the pager.
 
 Of Icechunk only its compiled half is imported: with the Python half come zarr and numpy, 0.2 to
-0.4 s, for which the first page would have to wait.  asyncio comes with the first page, in a worker
-thread: the store itself is unpickled where the pager serves everybody.
+0.4 s, for which the first page would have to wait.  That half and asyncio are imported by a thread
+of its own: the store itself is unpickled where the pager serves everybody.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import importlib.util
 import sys
@@ -140,6 +141,7 @@ class CheckpointStore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._prepare()
+        _open_ahead(self.session)
 
 
 def session_bytes(session: Session) -> bytes:
@@ -172,6 +174,19 @@ def compiled_icechunk() -> ModuleType:
 def _source(session: bytes) -> Any:
     """One for all arrays of a checkpoint, which have the manifests in common."""
     return compiled_icechunk().PySession.from_bytes(session).store
+
+
+@lru_cache(maxsize=16)
+def _open_ahead(session: bytes) -> None:
+    """Once for all arrays of a checkpoint; a page that is wanted waits for the imports."""
+
+    def work() -> None:
+        with contextlib.suppress(Exception):  # who reads a page is told
+            import asyncio  # noqa: F401
+
+            _source(session)
+
+    threading.Thread(target=work, name="refault-checkpoint", daemon=True).start()
 
 
 def _loop() -> asyncio.AbstractEventLoop:

@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -26,7 +27,7 @@ from refault.machine import uffd
 from refault.stores.objects import import_path
 from refault.wire import messages
 
-__all__ = ["Connection", "adopt", "connect", "current", "set_budget"]
+__all__ = ["Connection", "adopt", "connect", "current", "pager_ahead", "set_budget"]
 
 REQUIRED = (
     uffd.FEATURE_PAGEFAULT_FLAG_WP
@@ -338,8 +339,22 @@ class Connection:
             self._close()
 
 
+class Started(NamedTuple):
+    """A pager that has no client yet, and ends with its control socket."""
+
+    owner: int
+    control: socket.socket
+    process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        self.control.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(REAP_SECONDS)
+
+
 _lock = threading.Lock()
 _current: Connection | None = None
+_ahead: Started | None = None
 _interrupts: Interrupts | None = None
 _inherited: tuple[socket.socket, int] | None = None
 _budget: tuple[int | None] | None = None
@@ -366,6 +381,27 @@ def connect() -> Connection:
     return connection
 
 
+@contextlib.contextmanager
+def pager_ahead() -> Iterator[None]:
+    """Let the pager start, if there is none, while what comes before `connect` is done."""
+    global _ahead
+    started = None
+    with _lock:
+        if current() is None and _inherited is None and _ahead is None:
+            # What is wrong `connect` will say, if anybody needs it.
+            with contextlib.suppress(KernelError, OSError):
+                started = _ahead = _start()
+    try:
+        yield
+    finally:
+        with _lock:
+            unused = started is not None and _ahead is started
+            if unused:
+                _ahead = None
+        if unused and started is not None:
+            started.stop()
+
+
 def adopt(control: socket.socket | None, pager: int) -> None:
     """In a forked child: forget the parent's connection; `control` is for our own."""
     global _current, _inherited, _lock
@@ -390,7 +426,7 @@ def set_budget(resident: int | None) -> None:
 
 
 def _establish() -> Connection:
-    global _inherited, _at_exit_registered
+    global _ahead, _inherited, _at_exit_registered
     resident = read_settings().resident if _budget is None else _budget[0]
     connection = None
     if _inherited is not None:
@@ -400,19 +436,29 @@ def _establish() -> Connection:
             connection = _introduce(control, _open_userfaultfd(), pager, None, resident)
     if connection is None:
         opened = _open_userfaultfd()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        started, _ahead = _ahead, None
+        if started is None or started.owner != os.getpid():
             try:
-                process = spawn_pager(theirs)
+                started = _start()
             except BaseException:
-                ours.close()
                 os.close(opened.fd)
                 raise
-        connection = _introduce(ours, opened, process.pid, process, resident)
+        process = started.process
+        connection = _introduce(started.control, opened, process.pid, process, resident)
     if not _at_exit_registered:
         atexit.register(_at_exit)
         _at_exit_registered = True
     return connection
+
+
+def _start() -> Started:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        try:
+            return Started(os.getpid(), ours, spawn_pager(theirs))
+        except BaseException:
+            ours.close()
+            raise
 
 
 def _introduce(

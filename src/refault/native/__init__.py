@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from pathlib import Path
 
 __all__ = ["VERSION", "available", "library"]
 
@@ -24,9 +23,9 @@ def library() -> ctypes.CDLL | None:
     """Load the library; None if there is none, or if it is not wanted."""
     if os.environ.get("REFAULT_NATIVE", "1") == "0":
         return None
-    path = Path(__file__).with_name("_native.so")
+    path = os.path.join(os.path.dirname(__file__), "_native.so")
     try:
-        found = ctypes.CDLL(str(path), use_errno=True)
+        found = ctypes.CDLL(path, use_errno=True)
         version = found.refault_native_version()
     except (OSError, AttributeError):
         return None

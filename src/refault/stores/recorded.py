@@ -19,7 +19,6 @@ forgotten: after three runs that do not need it, if the run that did had to read
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -255,4 +254,6 @@ def _joined(ranges: Iterable[Range]) -> Iterator[Range]:
 
 
 def _digest(packed: bytes) -> bytes:
+    import hashlib  # with OpenSSL, 8 ms of the start of the pager
+
     return hashlib.blake2b(packed, digest_size=_DIGEST).digest()

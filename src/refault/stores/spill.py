@@ -19,11 +19,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import tempfile
 import threading
 import zlib
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from refault.errors import StoreError, UsageError
@@ -265,6 +263,8 @@ def choose_directory(directory: str | os.PathLike[str] | None) -> str:
         return chosen
     if not os.environ.get("TMPDIR") and os.access("/var/tmp", os.W_OK | os.X_OK):
         return "/var/tmp"
+    import tempfile  # with shutil and its codecs, 5 ms of the start of the pager
+
     return tempfile.gettempdir()
 
 
@@ -275,9 +275,11 @@ def make_file(directory: str) -> int:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
             raise
+    import tempfile
+
     fd, path = tempfile.mkstemp(prefix="refault-swap-", dir=directory)
     try:
-        Path(path).unlink()
+        os.unlink(path)
     except BaseException:
         os.close(fd)
         raise
