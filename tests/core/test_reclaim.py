@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from helpers.fake_machine import PAGE, START, Run, StoreFailed, World
 from refault.fault.callers import user_fault
-from refault.fault.reclaim import evict_units, reclaim, runs, shrink_clean, sync_units
+from refault.fault.reclaim import (
+    evict_units,
+    make_room,
+    reclaim,
+    runs,
+    shrink_clean,
+    sync_units,
+)
 from refault.memory.page import PG_DIRTY, PG_LOCKED, PG_SWAPPED, PG_UPTODATE, PG_WRITEBACK
 from refault.memory.wait import Signal, WaitReason
 
@@ -90,6 +97,20 @@ def test_oldest_clean_unit_goes_first() -> None:
     assert world.mapping.flags[6] == 0
     world.mapping.pin(7)
     assert not shrink_clean(world.machine, world.budget)
+    world.check_quiet()
+
+
+def test_room_for_a_window_is_made_with_one_call() -> None:
+    world = World(resident=8)
+    world.fill(range(6))
+    make_room(world.machine, world.mapping, 10, 12)
+    assert not world.machine.calls  # there is room
+    make_room(world.machine, world.mapping, 5, 11)  # one is there
+    assert world.machine.calls == [("punch", 0, 3)]
+    assert world.budget.usage == 3 * PAGE
+    world.total.set_limit(4 * PAGE)
+    make_room(world.machine, world.mapping, 20, 22)
+    assert world.machine.calls[1:] == [("punch", 3, 4)]
     world.check_quiet()
 
 

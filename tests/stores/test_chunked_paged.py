@@ -364,6 +364,49 @@ def test_a_store_may_say_what_array_it_holds() -> None:
     run_child(declared, timeout=60, files={"table_of_the_test.py": STORE})
 
 
+PARTS = """
+import numpy as np
+
+LENGTH = 6_000_000
+
+class Parts:
+    size = LENGTH
+
+    def fetch(self, offset, length):
+        content = memoryview(np.arange(LENGTH // 4, dtype="u4")).cast("B")
+        bounds = sorted({offset, offset + length} | {
+            at for at in range(0, LENGTH, 700_000) if offset < at < offset + length
+        })
+        return [content[low:high] for low, high in zip(bounds, bounds[1:])]
+
+    def read_into(self, offset, buffer):
+        raise NotImplementedError
+"""
+
+
+def in_parts() -> None:
+    import numpy as np
+    from parts_of_the_test import LENGTH, Parts
+
+    import refault
+
+    right = np.arange(LENGTH // 4, dtype="u4")
+    x = refault.open(Parts(), dtype="u4", resident="5MiB", page_size="64KiB")
+    assert np.array_equal(x, right)
+    seen = refault.region(x).statistics()
+    assert seen.bytes_read > (256 << 10) * seen.store_reads  # more than is written at a time
+    # And with gaps between the units: what is near each other is one read.
+    y = refault.open(Parts(), dtype="u4", page_size="16KiB")
+    region = refault.region(y)
+    region.prefetch([(at, at + 16384) for at in range(0, LENGTH - 16384, 2 * 16384)])
+    region.wait_for_prefetch()
+    assert np.array_equal(y, right)
+
+
+def test_what_is_fetched_in_parts() -> None:
+    run_child(in_parts, timeout=60, files={"parts_of_the_test.py": PARTS})
+
+
 def filters(folder: str) -> None:
     import subprocess
     import sys

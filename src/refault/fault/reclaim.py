@@ -25,6 +25,7 @@ from .machine import Machine
 __all__ = [
     "drop_units",
     "evict_units",
+    "make_room",
     "reclaim",
     "runs",
     "shrink_clean",
@@ -94,6 +95,19 @@ def shrink_clean(machine: Machine, budget: Budget, count: int = 1) -> bool:
             drop_units(machine, mapping, victims, ghost=True)
             return True
     return False
+
+
+def make_room(machine: Machine, mapping: Mapping, first: int, last: int) -> None:
+    """Drop clean units with one call for all of ``[first, last)``, which will be charged singly."""
+    present = PG_UPTODATE | PG_LOCKED
+    units = sum(not state & present for state in mapping.flags[first:last])
+    level: Budget | None = mapping.budget
+    size = mapping.page_size
+    while level is not None:
+        missing = 0 if level.limit is None else level.usage + units * size - level.limit
+        if missing > 0:
+            shrink_clean(machine, level, -(-missing // size))
+        level = level.parent
 
 
 def _choose(budget: Budget, wanted: int) -> tuple[Mapping, list[int]] | None:

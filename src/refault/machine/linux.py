@@ -24,6 +24,7 @@ import mmap
 import os
 import random
 import sys
+import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -67,6 +68,13 @@ BUFFER_BYTES = 2 << 20
 """A run, or one page unit of the largest size."""
 
 SPARE_BUFFERS = 8
+
+INSTALL_BYTES = 256 << 10
+"""So much is written to a memfd at a time, and by one thread.
+
+The kernel lets nobody else write to it, or free its memory, meanwhile: threads spin, and the
+loop stands still.
+"""
 
 BACKOFF_SECONDS = 0.05
 BACKOFF_LIMIT = 5.0
@@ -171,6 +179,7 @@ class LinuxMapping(Mapping):
         self.fetch = getattr(store, "fetch", None)
         self.run_bytes = min(getattr(store, "read_bytes", RUN_BYTES), BUFFER_BYTES)
         self.memfd = -1
+        self.installing = threading.Lock()
         self.given_up: set[int] = set()
         self.native: MappingRecord | None = None
         self.windows: list[Any] = []
@@ -464,9 +473,12 @@ class LinuxMachine:
 
     def _install(self, mapping: LinuxMapping, start: int, buffer: memoryview) -> None:
         """Put bytes into the memfd; also called in threads."""
-        written = os.pwrite(mapping.memfd, buffer, start)
-        if written != len(buffer):
-            raise StoreError(f"{mapping.name}: no memory for {len(buffer)} bytes at {start}")
+        for at in range(0, len(buffer), INSTALL_BYTES):
+            part = buffer[at : at + INSTALL_BYTES]
+            with mapping.installing:
+                written = os.pwrite(mapping.memfd, part, start + at)
+            if written != len(part):
+                raise StoreError(f"{mapping.name}: no memory for {len(part)} bytes at {start + at}")
 
     def _take_back(self, mapping: LinuxMapping, index: int) -> None:
         """Drop the 0xFF page that a Ctrl-C left in a unit, if there is one."""
@@ -540,22 +552,27 @@ class LinuxMachine:
             self._take_back(mapping, index)
         parts = mapping.byte_ranges(list(reclaim.runs(run)))
 
-        def install(view: memoryview) -> None:
+        def install(first: int, view: memoryview) -> None:
             for at, size in parts:
-                self._install(mapping, at, view[at - start : at - start + size])
+                low, high = max(at, first), min(at + size, first + len(view))
+                if low < high:
+                    self._install(mapping, low, view[low - first : high - first])
 
         def work() -> None:
             if mapping.fetch is not None and not swapped:
                 fetched = mapping.fetch(start, length)
                 if fetched is not None:
-                    install(fetched)
+                    first = start
+                    for view in fetched:
+                        install(first, view)
+                        first += len(view)
                     return
             with self.buffers.take() as whole, whole[:length] as view:
                 if swapped:
                     mapping.swap.load_all(mapping.pages_in(run, view, start))
                 else:
                     mapping.store.read_into(start, view)
-                install(view)
+                install(start, view)
 
         def done(_: None, error: BaseException | None) -> None:
             mapping.leave()

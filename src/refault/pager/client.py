@@ -13,6 +13,7 @@ import msgspec
 from refault.errors import Error
 from refault.fault.callers import FaultOutcome, user_fault
 from refault.fault.gup import readahead
+from refault.fault.reclaim import make_room
 from refault.fault.results import VM_FAULT_ERROR
 from refault.machine.linux import LinuxAddressSpace, LinuxMapping, say
 from refault.machine.server import ServedClient
@@ -304,6 +305,7 @@ class Client:
             if vma.detached or not vma.lock.down_read_trylock():
                 return
             if mapping.page_size == page_size:
+                make_room(self.pager.machine, mapping, first, last)
                 yield from readahead(self.pager.machine, vma, task, first, last, mark=mark)
             vma.lock.up_read()
 

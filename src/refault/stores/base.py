@@ -17,8 +17,9 @@ What else a store may have, each on its own:
 ``buffered``
     True if what was written is safe after `flush` only; then the pager calls it at the end, too.
 ``fetch(offset, length)``
-    Returns a buffer of its own with so many bytes, and is asked instead of `read_into`: for
-    libraries that allocate what they return.  If it returns None, `read_into` is asked.
+    Returns a buffer of its own with so many bytes, or a list of buffers that follow on each other,
+    and is asked instead of `read_into`: for libraries that allocate what they return.  If it
+    returns None, `read_into` is asked.
 ``parallel``
     How many reads at a time suit it; 8 if it does not say.  An eighth of them, and one at least if
     there are two, is left to pages that somebody waits for.

@@ -120,7 +120,7 @@ class ObjectStore:
     """
 
     read_nowait: Callable[[int, memoryview], bool]
-    fetch: Callable[[int, int], memoryview | None]
+    fetch: Callable[[int, int], list[memoryview] | None]
 
     def __init__(self, store: object) -> None:
         checked = _check(store)
@@ -203,15 +203,16 @@ class ObjectStore:
                 permanent=True,
             ) from error
 
-    def _fetch(self, offset: int, length: int) -> memoryview | None:
+    def _fetch(self, offset: int, length: int) -> list[memoryview] | None:
         try:
             found = self._store.fetch(offset, length)
             if found is None:
                 return None
-            answer = memoryview(found).cast("B")
+            parts = found if isinstance(found, list) else [found]
+            answer = [memoryview(part).cast("B") for part in parts]
         except BaseException as error:
             raise self._failed("read", offset, error) from error
-        self._check_answer("fetch", "read", offset, length, len(answer))
+        self._check_answer("fetch", "read", offset, length, sum(map(len, answer)))
         return answer
 
     def _read_nowait(self, offset: int, buffer: memoryview) -> bool:

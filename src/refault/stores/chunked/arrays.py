@@ -7,9 +7,9 @@ import importlib
 import itertools
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from .grid import Rectangle
 
 __all__ = [
     "ChunkedArray",
+    "Empty",
     "Facts",
     "FileVersion",
     "Place",
@@ -31,6 +32,10 @@ __all__ = [
 ]
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+Empty: TypeAlias = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
+"""What makes an array with whatever is in it, as `numpy.empty` does."""
 
 
 class Facts(NamedTuple):
@@ -69,8 +74,11 @@ class ChunkedArray(Protocol):
 
     facts: Facts
 
-    def read(self, rectangle: Rectangle) -> npt.NDArray[Any]:
-        """Return a rectangle of elements that lies together ("C"), or raise."""
+    def read(self, rectangle: Rectangle, empty: Empty = np.empty) -> npt.NDArray[Any]:
+        """Return a rectangle of elements that lies together ("C"), or raise.
+
+        `empty` makes the array, where it need not be the library's own.
+        """
 
     def read_into(self, rectangle: Rectangle, out: npt.NDArray[Any]) -> None:
         """Fill `out`, which lies together ("C"), with a rectangle of elements, or raise."""

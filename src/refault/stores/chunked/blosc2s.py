@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from refault.errors import UsageError
 
-from .arrays import Facts, FileVersion, check_dtype, require, sync
+from .arrays import Empty, Facts, FileVersion, check_dtype, require, sync
 from .blosc2lib import Handles, library
 from .grid import Rectangle, extents
 
@@ -84,8 +84,8 @@ class Blosc2Array:
         found = None if writable or not array.ndim else library()
         self._handles = None if found is None else Handles(found, place.path)
 
-    def read(self, rectangle: Rectangle) -> npt.NDArray[Any]:
-        out = np.empty(extents(rectangle), self.facts.dtype)
+    def read(self, rectangle: Rectangle, empty: Empty = np.empty) -> npt.NDArray[Any]:
+        out = empty(extents(rectangle), self.facts.dtype)
         self.read_into(rectangle, out)
         return out
 

@@ -37,6 +37,7 @@ class BlockCache(Generic[Block]):
         self.nbytes = 0
         self._lock = threading.Lock()
         self._kept: OrderedDict[Hashable, Block] = OrderedDict()
+        self._used: dict[Hashable, int] = {}
         self._flights: dict[Hashable, Future[Block]] = {}
 
     def get(self, key: Hashable, decode: Callable[[], Block]) -> Block:
@@ -67,14 +68,23 @@ class BlockCache(Generic[Block]):
         flight.set_result(block)
         return block
 
+    def use_up(self, key: Hashable, nbytes: int) -> None:
+        """So many bytes of a block will not be wanted again: it is forgotten when all are."""
+        with self._lock:
+            block = self._kept.get(key)
+            if block is None:
+                return
+            self._used[key] = self._used.get(key, 0) + nbytes
+            if self._used[key] >= block.nbytes:
+                self._forget(key)
+
     def drop(self, keys: Iterable[Hashable]) -> None:
         """Forget blocks that have changed; what is being decoded now is not kept either."""
         with self._lock:
             for key in keys:
                 self._flights.pop(key, None)
-                block = self._kept.pop(key, None)
-                if block is not None:
-                    self.nbytes -= block.nbytes
+                if key in self._kept:
+                    self._forget(key)
 
     def _land(self, key: Hashable, flight: Future[Block], block: Block | None) -> None:
         """A flight is over; keep its block, unless it was dropped meanwhile."""
@@ -87,4 +97,8 @@ class BlockCache(Generic[Block]):
             self._kept[key] = block
             self.nbytes += block.nbytes
             while self.nbytes > self.limit:
-                self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+                self._forget(next(iter(self._kept)))
+
+    def _forget(self, key: Hashable) -> None:
+        self.nbytes -= self._kept.pop(key).nbytes
+        self._used.pop(key, None)

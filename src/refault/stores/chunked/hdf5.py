@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from refault.errors import UsageError
 
-from .arrays import Facts, FileVersion, check_dtype, require, wrong_key
+from .arrays import Empty, Facts, FileVersion, check_dtype, require, wrong_key
 from .grid import Rectangle, extents
 
 __all__ = [
@@ -78,8 +78,8 @@ class Hdf5Array:
             raise
         self._closing = threading.Lock()
 
-    def read(self, rectangle: Rectangle) -> npt.NDArray[Any]:
-        out = np.empty(extents(rectangle), self.facts.dtype)
+    def read(self, rectangle: Rectangle, empty: Empty = np.empty) -> npt.NDArray[Any]:
+        out = empty(extents(rectangle), self.facts.dtype)
         self.read_into(rectangle, out)
         return out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,9 +14,20 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .ahead import Ahead
 from .arrays import ChunkedArray
+from .blocks import BlockMemory
 from .cache import BlockCache
-from .grid import Rectangle, aligned, inside, intersection, overlapping, rectangles, tiles
+from .grid import (
+    Rectangle,
+    aligned,
+    extents,
+    inside,
+    intersection,
+    overlapping,
+    rectangles,
+    tiles,
+)
 from .locks import ChunkLocks
 from .view import View, cut
 
@@ -23,6 +35,11 @@ __all__ = ["Cache", "Reader"]
 
 DECODING_BYTES = 128 << 20
 """So much is being decoded at a time to be kept, or two blocks."""
+
+AHEAD_BYTES = 8 << 20
+"""Blocks of so many bytes are begun before anybody asks for them: the pager reads ahead no more."""
+SPARE_BYTES = 64 << 20
+"""The most that is kept of the memory of blocks that are not kept any longer."""
 
 Cache: TypeAlias = BlockCache[npt.NDArray[Any]]
 
@@ -49,6 +66,13 @@ class Reader:
         self.library = library
         self.cache = cache
         self.locks = locks
+        self._memory = BlockMemory(view.block_bytes, SPARE_BYTES)
+        count = math.prod(view.axes)
+        self._ahead = Ahead(count)
+        # Nothing of what is decoded ahead may be lost before it is used.
+        self._decodes_ahead = AHEAD_BYTES <= view.block_bytes <= cache.limit // 2
+        # Where all of it would be kept, the next reader in order finds it.
+        self._uses_up = count * view.dtype.itemsize > cache.limit
         self._decoding = threading.Semaphore(max(2, DECODING_BYTES // max(1, view.block_bytes)))
 
     def fill(self, first: int, out: npt.NDArray[Any]) -> None:
@@ -62,6 +86,8 @@ class Reader:
             if direct is not None:
                 with self._unchanged(direct):
                     self.library().read_into(direct, values[inside(rectangle, direct)])
+                if direct == rectangle:
+                    continue
             for place, whole, both in tiles(rectangle, view.axes, view.block):
                 if direct is not None and intersection(both, direct):
                     continue
@@ -74,25 +100,51 @@ class Reader:
         for flight, part, whole, both in others:
             part[...] = self._part_of_others(flight, whole, both)
 
-    def in_one_block(self, first: int, count: int) -> npt.NDArray[Any] | None:
-        """Elements as they lie together in a decoded block, not copied.
+    def in_blocks(self, first: int, count: int) -> list[npt.NDArray[Any]] | None:
+        """Elements as they lie together in decoded blocks, one after the other, not copied.
 
-        None: they do not, or they are all of it, and need not be kept.
+        None: they do not, or they are all of a block, which need not be kept.
         """
         view = self.view
-        found = list(rectangles(view.axes, first, first + count))
-        places = {place for one in found for place in overlapping(one, view.block)}
-        if view.order == "F" or len(places) != 1 or not (view.together or len(found) == 1):
+        if view.order == "F" or not view.together or not count:
             return None
-        place, whole, both = next(tiles(found[0], view.axes, view.block))
-        if both == whole:
-            return None
-        block = self.cache.get(place, functools.partial(self._decode, whole))
-        if not view.together:
-            part = np.asarray(block[inside(whole, both)])
-            return part if bool(part.flags.c_contiguous) else None
-        start = first - view.number(whole)
-        return np.asarray(block.reshape(-1)[start : start + count])
+        in_order = self._ahead.follows(first, count)
+        wanted = []
+        at = first
+        while at < first + count:
+            place, whole = self._block(at)
+            start = view.number(whole)
+            end = start + math.prod(extents(whole))
+            part = slice(at - start, min(end, first + count) - start)
+            if part == slice(0, end - start):
+                return None
+            wanted.append((place, whole, part))
+            at = end
+        parts = [
+            self.cache.get(place, functools.partial(self._decode, whole)).reshape(-1)[part]
+            for place, whole, part in wanted
+        ]
+        if in_order and self._uses_up:
+            for (place, _, _), values in zip(wanted, parts, strict=True):
+                self.cache.use_up(place, values.nbytes)
+        if in_order and self._decodes_ahead and self._ahead.is_next(at):
+            threading.Thread(
+                target=self._decode_ahead, args=(at,), name="refault-ahead", daemon=True
+            ).start()
+        return parts
+
+    def _decode_ahead(self, first: int) -> None:
+        """Decode the block that begins with an element, so that it is there when it is wanted."""
+        place, whole = self._block(first)
+        # Who wants it is told what is wrong.
+        with contextlib.suppress(Exception):
+            self.cache.get_unless_others_do(place, functools.partial(self._decode, whole))
+
+    def _block(self, element: int) -> tuple[tuple[int, ...], Rectangle]:
+        """The block that an element is in: its place, and its elements."""
+        (one,) = rectangles(self.view.axes, element, element + 1)
+        place, whole, _ = next(tiles(one, self.view.axes, self.view.block))
+        return place, whole
 
     def _part(
         self, place: tuple[int, ...], whole: Rectangle, both: Rectangle
@@ -116,7 +168,8 @@ class Reader:
 
     def _decode(self, rectangle: Rectangle) -> npt.NDArray[Any]:
         with self._decoding, self._unchanged(rectangle):
-            return self.view.seen(self.library().read(self.view.turned(rectangle)))
+            theirs = self.view.turned(rectangle)
+            return self.view.seen(self.library().read(theirs, self._memory.empty))
 
     def _unchanged(self, rectangle: Rectangle) -> AbstractContextManager[None]:
         """Nobody changes these elements, or others of their chunks, meanwhile."""

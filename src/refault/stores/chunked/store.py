@@ -23,6 +23,8 @@ __all__ = ["ChunkedStore"]
 PARALLEL = 8
 READ_BYTES = 1 << 20
 """So many reads of so many bytes at a time, of what is not far away."""
+KEPT_READ_BYTES = 2 << 20
+"""The same where blocks are larger: to take from what is kept costs less than to ask for it."""
 CACHE_BYTES = 64 << 20
 """The least that is kept of decoded blocks, if nothing else is said."""
 MEMORY_SHARE = 16
@@ -92,7 +94,8 @@ class ChunkedStore:
         # So that several chunks are decoded at a time; and what is far away is kept busy.
         policy = Policy()
         self.parallel = policy.parallel if self.place.far else PARALLEL
-        self.read_bytes = policy.read_bytes if self.place.far else READ_BYTES
+        near = KEPT_READ_BYTES if self._view.block_bytes >= KEPT_READ_BYTES else READ_BYTES
+        self.read_bytes = policy.read_bytes if self.place.far else near
 
     def _opened(self) -> ChunkedArray:
         with self._opening:
@@ -146,15 +149,17 @@ class ChunkedStore:
         except Exception as error:
             raise self._error("read", offset, error) from error
 
-    def fetch(self, offset: int, length: int) -> memoryview | None:
+    def fetch(self, offset: int, length: int) -> list[memoryview] | None:
         """Return `length` bytes from `offset` on, if they are kept as they lie in memory."""
         first, count, skip = self._elements("read", offset, length)
+        if skip or count * self.dtype.itemsize != length:
+            return None
         try:
-            values = self._reader.in_one_block(first, count)
+            found = self._reader.in_blocks(first, count)
         except Exception:
             # Another chunk of the block may be damaged: `read_into` finds out.
             return None
-        return None if values is None else as_bytes(values)[skip : skip + length].data
+        return None if found is None else [as_bytes(values).data for values in found]
 
     def write_from(self, offset: int, buffer: memoryview) -> None:
         """Store all of `buffer`, or raise `StoreError`."""
