@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import signal
@@ -384,6 +385,8 @@ while True:
 @pytest.mark.timeout(60 + 10 * KILLS)
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     """What was committed is whole, whoever is killed, and whenever."""
+    # Its limit is of all tests; this one has one of its own.
+    faulthandler.cancel_dump_traceback_later()
     chance = random.Random(0)
     place = tmp_path / "ck"
     for number in range(KILLS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import os
 import random
@@ -27,6 +28,7 @@ def explored(name: str) -> Exploration:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", SMALL)
 def test_every_order_keeps_every_promise(name: str) -> None:
+    faulthandler.cancel_dump_traceback_later()  # ends the run after the time of all other tests
     found = explored(name)
     print(f"{name}: {found.states} states, {found.schedules} schedules, {found.seconds:.2f} s")
     assert not found.violation, found.report()
