@@ -66,7 +66,7 @@ def test_opening_takes_one_request_and_the_first_bytes_none(server: ObjectServer
 def test_it_travels_to_the_pager(server: ObjectServer) -> None:
     store = ObjectStore(load_object(dump_object(Obstore.from_url(server.url)), []))
     assert (store.parallel, store.read_bytes) == (32, 2 << 20)  # type: ignore[attr-defined]
-    assert bytes(store.fetch(100_000, 1000)) == content(100_000, 1000)
+    assert b"".join(store.fetch(100_000, 1000)) == content(100_000, 1000)
     server.status = 404
     with pytest.raises(StoreError) as caught:
         store.fetch(100_000, 1000)
