@@ -192,6 +192,14 @@ class Pager:
             raise error
         return result
 
+    def in_own_thread(self, work: Callable[[], Any], task: Task) -> Waits[Any]:
+        """As `in_thread`, of no lane: nobody else waits behind `work`."""
+        lane = self.loop.workers.lane(1)
+        try:
+            return (yield from self.in_thread(lane, work, task))
+        finally:
+            lane.close()
+
     # -- mappings -------------------------------------------------------------
 
     def make_mapping(

@@ -52,7 +52,6 @@ class _Asked(NamedTuple):
 
     store: Store
     name: str
-    size: int
     offset: int
     length: int
     page_size: int | None
@@ -73,10 +72,11 @@ def map_source(request: Request, message: wire.Map, fds: list[int]) -> None:
 
     def work(task: PagerTask) -> Waits[wire.Reply]:
         asked = yield from _asked(request, message, fds, task)
-        if asked.length <= 0 or asked.offset + asked.length > asked.size:
+        size = asked.store.size
+        if asked.length <= 0 or asked.offset + asked.length > size:
             asked.close()
             raise UsageError(
-                f"{asked.name} has {asked.size} bytes; {asked.length} from {asked.offset} on are"
+                f"{asked.name} has {size} bytes; {asked.length} from {asked.offset} on are"
                 " not in it"
             )
         mapping = pager.shared.get(asked.key) if asked.key is not None else None
@@ -102,16 +102,18 @@ def _asked(request: Request, message: wire.Map, fds: list[int], task: PagerTask)
     page_size = message.page_size
     store: Store
     swap: SwapSpace | None = None
-    if isinstance(source, wire.FileSource):
-        return (yield from _asked_file(request, message, source, fds[0], task))
+    key: tuple[int, int] | None = None
     if isinstance(source, wire.SnapshotSource):
         snapshots, other = pager.snapshots, region_of(request, source.region)
         snapshot = snapshot_of(snapshots, source.snapshot, other.mapping)
         instant = SnapshotStore(snapshots, snapshot, other.mapping)
         at = other.map_offset + other.data_offset
         length, page_size = other.data_length, other.mapping.page_size
-        return _Asked(instant, instant.name, instant.size, at, length, page_size)
-    if isinstance(source, wire.FillSource):
+        return _Asked(instant, instant.name, at, length, page_size)
+    if isinstance(source, wire.FileSource):
+        store = file = yield from _open_file(request, message, source, fds[0], task)
+        name, key = file.name, None if message.private else file.key
+    elif isinstance(source, wire.FillSource):
         store, name = FillStore(source.size, source.pattern), "anonymous"
         if message.swap is not None:
             swap = yield from _open_swap(pager, message.swap, task)
@@ -125,25 +127,21 @@ def _asked(request: Request, message: wire.Map, fds: list[int], task: PagerTask)
                 f'open it with mode "r", or "c" for private changes'
             )
     length = store.size - message.offset if message.length is None else message.length
-    return _Asked(store, name, store.size, message.offset, length, page_size, swap)
+    return _Asked(store, name, message.offset, length, page_size, swap, key)
 
 
-def _asked_file(
+def _open_file(
     request: Request, message: wire.Map, source: wire.FileSource, fd: int, task: PagerTask
-) -> Waits[_Asked]:
+) -> Waits[FileStore]:
     pager = request.client.pager
     try:
         store = FileStore(fd, source.path, source.size, source.writable)
     except BaseException:
         os.close(fd)
         raise
-    length = source.size - message.offset if message.length is None else message.length
-    key = None if message.private else store.key
     if message.private and (mapping := pager.shared.get(store.key)) is not None:
         yield from sync_units(pager.machine, mapping, 0, mapping.pages, task)
-    return _Asked(
-        store, source.path, source.size, message.offset, length, message.page_size, key=key
-    )
+    return store
 
 
 def _new_mapping(request: Request, message: wire.Map, asked: _Asked) -> LinuxMapping:
@@ -151,7 +149,7 @@ def _new_mapping(request: Request, message: wire.Map, asked: _Asked) -> LinuxMap
         return request.client.pager.make_mapping(
             asked.store,
             name=asked.name,
-            size=asked.size,
+            size=asked.store.size,
             private=message.private,
             writable=message.writable and not message.private,
             page_size=asked.page_size,
@@ -190,8 +188,8 @@ def _use_shared(
             mapping.store.adopt(os.dup(fd), True)
     finally:
         store_close(store)
-    if asked.size > mapping.size:
-        yield from pager.grow(mapping, asked.size, task)
+    if store.size > mapping.size:
+        yield from pager.grow(mapping, store.size, task)
 
 
 def _open_object(
@@ -200,24 +198,16 @@ def _open_object(
     from refault.stores.objects import ObjectStore, load_object
 
     client = request.client
-    lane = client.pager.loop.workers.lane(1)
-    try:
-        loaded: ObjectStore = yield from client.pager.in_thread(
-            lane, lambda: ObjectStore(load_object(source.pickled, client.sys_path)), task
-        )
-    finally:
-        lane.close()
+    loaded: ObjectStore = yield from client.pager.in_own_thread(
+        lambda: ObjectStore(load_object(source.pickled, client.sys_path)), task
+    )
     return loaded
 
 
 def _open_swap(pager: Pager, url: str, task: PagerTask) -> Waits[SwapSpace]:
     from refault.stores.redis.swap import RedisSwap
 
-    lane = pager.loop.workers.lane(1)
-    try:
-        swap: SwapSpace = yield from pager.in_thread(lane, lambda: RedisSwap(url), task)
-    finally:
-        lane.close()
+    swap: SwapSpace = yield from pager.in_own_thread(lambda: RedisSwap(url), task)
     return swap
 
 

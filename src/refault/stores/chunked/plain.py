@@ -69,7 +69,7 @@ class PlainChunks:
     array
         A `zarr.Array`.
     codec
-        One of numcodecs that decodes a chunk; None: it is not encoded.
+        One of numcodecs that decodes a chunk.
     length_of
         How long the content of an encoded chunk is.
     """
