@@ -236,6 +236,25 @@ def test_store_that_is_far_away_is_always_asked_for_two_windows_ahead(way: int) 
             assert 2 * largest < before + 1 <= 3 * largest, (index, before)
 
 
+@pytest.mark.parametrize("far", [0, 64 << 20])
+@pytest.mark.parametrize("first, last", [(1, 5003), (5003, -1)])
+@pytest.mark.parametrize("budget", [None, 67 * PAGE, 8 * 19 * PAGE])
+def test_windows_end_where_joined_reads_do(
+    far: int, first: int, last: int, budget: int | None
+) -> None:
+    align = 8
+    ahead = Readahead(PAGE, budget, far=far, run_bytes=align * PAGE)
+    _, windows = reader(ahead, first, last)
+    ends = [(w.first, w.last)[:: w.way] for w in windows]
+    assert all(end == start for (_, end), (start, _) in itertools.pairwise(ends))
+    large = [end for window, (_, end) in zip(windows, ends, strict=True)
+             if window.last - window.first >= align]  # fmt: skip
+    assert bool(large) is (ahead.largest >= align)
+    assert not any(end % align for end in large)
+    sizes = {window.last - window.first for window in windows}
+    assert ahead.largest - align < max(sizes) <= ahead.largest
+
+
 def test_window_of_a_store_that_is_far_away_takes_no_more_of_a_budget() -> None:
     budget = 16 << 20
     assert Readahead(PAGE, budget, far=64 << 20).largest * PAGE == budget // 8

@@ -19,7 +19,7 @@ IN_FINGERPRINT = {
         "_queues", "protection", "written",
         # Never changes.
         "name", "number", "page_shift", "page_size", "pages", "private", "size", "writable",
-        "readahead", "file_windows", "far",
+        "readahead", "file_windows", "far", "run_bytes",
         # Follows from what is there: `flags`, `World.vmas`.
         "dirty", "vmas",
         # Decides nothing.

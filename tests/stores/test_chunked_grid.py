@@ -148,6 +148,23 @@ def test_what_one_decodes_the_others_wait_for() -> None:
     assert cache.nbytes == 100
 
 
+def test_who_needs_several_begins_with_what_nobody_else_decodes() -> None:
+    cache: BlockCache[np.ndarray] = BlockCache(1000)  # type: ignore[type-arg]
+    first, second = Decoder(), Decoder()
+    second.go_on.set()
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(cache.get, 1, first)
+        assert first.begun.wait(10)
+        both = pool.submit(cache.get_all, [(1, first), (2, second)])
+        try:
+            assert second.begun.wait(10)
+        finally:
+            first.go_on.set()
+        assert one.result(10) is both.result(10)[0]
+        assert both.result(10)[1] is cache.get(2, second)
+    assert (first.count, second.count) == (1, 1)
+
+
 def test_what_failed_is_decoded_again() -> None:
     cache: BlockCache[np.ndarray] = BlockCache(1000)  # type: ignore[type-arg]
     decode = Decoder()

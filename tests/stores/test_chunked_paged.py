@@ -407,6 +407,47 @@ def test_what_is_fetched_in_parts() -> None:
     run_child(in_parts, timeout=60, files={"parts_of_the_test.py": PARTS})
 
 
+BUSY = """
+class Busy:
+    size = 16 << 20
+
+    def __init__(self, **wishes):
+        self.__dict__.update(wishes)
+
+    def read_into(self, offset, buffer):
+        buffer[:] = b"x" * len(buffer)
+"""
+
+
+def ahead() -> None:
+    import time
+
+    from busy_of_the_test import Busy
+
+    import refault
+
+    def read_ahead(*touches: int, **wishes: int) -> int:
+        x = refault.open(Busy(**wishes), dtype="u1", page_size="64KiB")
+        for page in touches:
+            assert x[page << 16] == ord("x")
+        region = refault.region(x)
+        while not (found := region.statistics().readahead):
+            time.sleep(0.01)
+        assert isinstance(found, int)
+        return found
+
+    # One touch is no sequence of what is near; three are, and then 256 KiB are asked for.
+    assert read_ahead(0, 1, 2) == read_ahead(0, 1, 2, parallel=2) == 4
+    assert read_ahead(0, 1, 2, read_bytes=1 << 20) == 4
+    assert read_ahead(0, parallel=32, read_bytes=2 << 20) == 63  # to the end of a read
+    assert read_ahead(0, ahead_bytes=32 << 20) == 31
+    assert read_ahead(0, ahead_bytes=32 << 20, parallel=32, read_bytes=2 << 20) == 31
+
+
+def test_how_much_a_store_is_asked_for_ahead() -> None:
+    run_child(ahead, timeout=60, files={"busy_of_the_test.py": BUSY})
+
+
 def filters(folder: str) -> None:
     import subprocess
     import sys

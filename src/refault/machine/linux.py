@@ -172,12 +172,12 @@ class LinuxMapping(Mapping):
     """
 
     def __init__(self, *args: Any, store: Store, swap: SwapSpace, **others: Any) -> None:
-        super().__init__(*args, **others)
+        run_bytes = min(getattr(store, "read_bytes", RUN_BYTES), BUFFER_BYTES)
+        super().__init__(*args, run_bytes=run_bytes, **others)
         self.store = store
         self.swap = swap
         self.read_nowait = getattr(store, "read_nowait", None)
         self.fetch = getattr(store, "fetch", None)
-        self.run_bytes = min(getattr(store, "read_bytes", RUN_BYTES), BUFFER_BYTES)
         self.memfd = -1
         self.installing = threading.Lock()
         self.given_up: set[int] = set()

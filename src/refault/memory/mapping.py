@@ -158,6 +158,8 @@ class Mapping:
         Whether sequential reads are recognised.
     far
         Bytes to read ahead from a store that is far away, see `Readahead`; 0: it is not.
+    run_bytes
+        Neighbouring units are joined to reads of so many bytes at most.
 
     Attributes
     ----------
@@ -189,6 +191,7 @@ class Mapping:
         writable: bool,
         readahead: bool = True,
         far: int = 0,
+        run_bytes: int = 0,
     ) -> None:
         if page_size & (page_size - 1):
             raise AssertionError("page_size must be a power of two")
@@ -219,7 +222,8 @@ class Mapping:
         self.working_set = self._make_working_set()
         self.file_windows = False
         self.far = far
-        self.readahead = Readahead(page_size, budget.limit, far=far) if readahead else None
+        self.run_bytes = run_bytes
+        self.readahead = self._make_readahead() if readahead else None
         self._queues: dict[int, WaitQueue] = {}
         level: Budget | None = budget
         while level is not None:
@@ -286,9 +290,16 @@ class Mapping:
         limit = self.budget.limit
         self.working_set.set_room(self.pages if limit is None else limit // self.page_size)
         if self.readahead is not None:
-            self.readahead = Readahead(
-                self.page_size, limit, file_windows=self.file_windows, far=self.far
-            )
+            self.readahead = self._make_readahead()
+
+    def _make_readahead(self) -> Readahead:
+        return Readahead(
+            self.page_size,
+            self.budget.limit,
+            file_windows=self.file_windows,
+            far=self.far,
+            run_bytes=self.run_bytes,
+        )
 
     @property
     def resident(self) -> int:

@@ -20,6 +20,10 @@ read, and each is begun when the reader comes to the one before the newest.  And
 touch that only shows where the reader goes costs as long as an answer takes, the beginning
 of an object is taken for that of a sequence, as in the kernel, and windows grow faster.
 
+Neighbours are joined to one read up to some size, and a window that is as large ends at a multiple
+of it: so reads in order begin and end where the blocks of a store do that keeps its content in
+blocks, and no two of them need the same one.
+
 A window that was read in vain, because its units were evicted before anybody touched
 them, was too large for the memory there is: the bound is halved, and doubles again with each
 window that is used.
@@ -75,9 +79,13 @@ class Readahead:
     far
         Bytes of two windows of the largest size, if the store is far away: so much is always asked
         for ahead.  0: it is not.
+    run_bytes
+        Neighbouring units are joined to reads of so many bytes at most.  0: they are not.
 
     Attributes
     ----------
+    align
+        Units that are joined to one read.
     heads
         ``low`` and ``high`` of each stream and whether it is new, one after the other, and which
         stream is the next to be given up.
@@ -91,6 +99,7 @@ class Readahead:
 
     __slots__ = (
         "ahead",
+        "align",
         "bound",
         "growth",
         "heads",
@@ -105,7 +114,13 @@ class Readahead:
     )
 
     def __init__(
-        self, page_size: int, budget: int | None, *, file_windows: bool = False, far: int = 0
+        self,
+        page_size: int,
+        budget: int | None,
+        *,
+        file_windows: bool = False,
+        far: int = 0,
+        run_bytes: int = 0,
     ) -> None:
         most = FILE_WINDOW_BYTES if file_windows else max(MAX_BYTES, far // 2)
         room = most if budget is None else min(most, budget // 8)
@@ -114,6 +129,7 @@ class Readahead:
         self.initial = min(max(first // page_size, 1), self.largest)
         self.growth = FAR_GROWTH if far else 2
         self.ahead = 2 if far else 1
+        self.align = max(1, run_bytes // page_size)
         self.heads = array("q", [_NOWHERE, _NOWHERE, 1] * STREAMS + [0])
         # Of each stream that is not new: whether it goes up (1) or down (-1); where the reader
         # asks for more; its newest window, where the reader comes to it, and its size, 0 if there
@@ -192,7 +208,7 @@ class Readahead:
         if self.ahead > 1 and size == self.bound and found:
             first = self.start[stream]
             if mark == start:
-                found += self._open(stream, mark, first + size * way, size)
+                found += self._open(stream, mark, first + self.size[stream] * way, size)
                 self.mark[stream] = first
             else:
                 self.mark[stream] = start
@@ -212,6 +228,10 @@ class Readahead:
             if size <= 0:
                 self._end(stream)
                 return []
+        if size >= self.align:
+            end = start + size * way
+            beyond = (end if way > 0 else ~end) % self.align
+            size -= beyond if beyond < size else 0
         self.uses += 1
         self.used[stream] = self.uses
         self.heads[3 * stream + 2] = 0

@@ -45,7 +45,7 @@ SWAP_SHARE = 4
 def _bytes_ahead(store: Store) -> int:
     """How far ahead a store must be asked to be kept busy; 0: it does not say."""
     wanted: int = getattr(store, "parallel", 0) * getattr(store, "read_bytes", 0)
-    return wanted
+    return int(getattr(store, "ahead_bytes", wanted))
 
 
 class Region:

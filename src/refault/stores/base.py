@@ -25,8 +25,11 @@ What else a store may have, each on its own:
     there are two, is left to pages that somebody waits for.
 ``read_bytes``
     How many bytes of neighbouring pages should be joined to one read, at most 2 MiB; 1 MiB if it
-    does not say.  With `parallel` it says that the store is far away: then
-    ``parallel * read_bytes`` are read ahead, if a quarter of the budget has room for them.
+    does not say.
+``ahead_bytes``
+    How many bytes to ask for ahead of who reads in order, if a quarter of the budget has room for
+    them: what keeps the store busy, because it is far away or has much to do.
+    ``parallel * read_bytes`` if it says both of them; else as for a file.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ class ObjectStore:
             self.read_nowait = self._read_nowait
         if callable(getattr(store, "fetch", None)):
             self.fetch = self._fetch
-        for wish in ("parallel", "read_bytes"):
+        for wish in ("parallel", "read_bytes", "ahead_bytes"):
             if hasattr(store, wish):
                 setattr(self, wish, operator.index(getattr(store, wish)))
 

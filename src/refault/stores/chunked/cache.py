@@ -42,8 +42,12 @@ class BlockCache(Generic[Block]):
 
     def get(self, key: Hashable, decode: Callable[[], Block]) -> Block:
         """Return a block; `decode` it if nobody has it and nobody is about to."""
-        block = self.get_unless_others_do(key, decode)
-        return block.result() if isinstance(block, Future) else block
+        return self.get_all([(key, decode)])[0]
+
+    def get_all(self, wanted: Iterable[tuple[Hashable, Callable[[], Block]]]) -> list[Block]:
+        """Return several blocks as `get` does, in this order."""
+        found = [self.get_unless_others_do(key, decode) for key, decode in wanted]
+        return [block.result() if isinstance(block, Future) else block for block in found]
 
     def get_unless_others_do(
         self, key: Hashable, decode: Callable[[], Block]

@@ -120,9 +120,11 @@ class Reader:
                 return None
             wanted.append((place, whole, part))
             at = end
+        blocks = self.cache.get_all(
+            (place, functools.partial(self._decode, whole)) for place, whole, _ in wanted
+        )
         parts = [
-            self.cache.get(place, functools.partial(self._decode, whole)).reshape(-1)[part]
-            for place, whole, part in wanted
+            block.reshape(-1)[part] for block, (_, _, part) in zip(blocks, wanted, strict=True)
         ]
         if in_order and self._uses_up:
             for (place, _, _), values in zip(wanted, parts, strict=True):

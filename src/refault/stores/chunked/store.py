@@ -20,9 +20,10 @@ from .writing import Writer
 
 __all__ = ["ChunkedStore"]
 
-PARALLEL = 8
+THREADS_MORE = 2
+"""Threads that decode beside one for each CPU: one waits for the disk, one is left to demand."""
 READ_BYTES = 1 << 20
-"""So many reads of so many bytes at a time, of what is not far away."""
+"""What is decoded at a time of what is not far away."""
 KEPT_READ_BYTES = 2 << 20
 """The same where blocks are larger: to take from what is kept costs less than to ask for it."""
 CACHE_BYTES = 64 << 20
@@ -52,7 +53,7 @@ class ChunkedStore:
     ----------
     dtype, shape, order
         Of the array; `refault.open` takes them from here.
-    version, parallel, read_bytes
+    version, parallel, read_bytes, ahead_bytes
         See `refault.stores.base`.
     """
 
@@ -91,11 +92,14 @@ class ChunkedStore:
         changing = locks if self.writable else None
         self._reader = Reader(self._view, self._opened, self._cache, changing)
         self._writer = Writer(self._view, self._opened, self._cache, locks)
-        # So that several chunks are decoded at a time; and what is far away is kept busy.
-        policy = Policy()
-        self.parallel = policy.parallel if self.place.far else PARALLEL
-        near = KEPT_READ_BYTES if self._view.block_bytes >= KEPT_READ_BYTES else READ_BYTES
-        self.read_bytes = policy.read_bytes if self.place.far else near
+        if self.place.far:
+            policy = Policy()
+            self.parallel, self.read_bytes = policy.parallel, policy.read_bytes
+        else:
+            self.parallel = len(os.sched_getaffinity(0)) + THREADS_MORE
+            kept = self._view.block_bytes >= KEPT_READ_BYTES
+            self.read_bytes = KEPT_READ_BYTES if kept else READ_BYTES
+        self.ahead_bytes = self.parallel * KEPT_READ_BYTES
 
     def _opened(self) -> ChunkedArray:
         with self._opening:
