@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from refault.memory import workingset
 from refault.memory.unitqueue import KIND
-from refault.memory.workingset import GHOSTS, LEVELS, SHARE, WEIGHT, WorkingSet
+from refault.memory.workingset import GHOSTS, HIGH, LEVELS, SHARE, WEIGHT, WorkingSet
 
 SPARSE = workingset.FEW + 1
 """Units of a mapping whose words are in a dict, if few of them fit."""
@@ -54,7 +54,7 @@ def test_oldest_first() -> None:
 
 def test_unit_that_comes_back_comes_in_one_level_higher() -> None:
     units = filled(4)
-    for level in (1, 2, 2):
+    for level in (1, 2, 3, 3):
         come_back(units, [0])
         assert levels(units)[level] == [0]
         assert levels(units)[0] == [1, 2, 3]
@@ -97,15 +97,41 @@ def test_less_room_means_fewer_ghosts() -> None:
 def test_upper_levels_give_way() -> None:
     units = filled(16)
     come_back(units, range(16))
-    assert [len(level) for level in levels(units)] == [0, 16, 0]
+    assert [len(level) for level in levels(units)] == [0, 16, 0, 0]
     units.wanted = 0
     assert units.victims(1, everything) == [0]
-    assert [len(level) for level in levels(units)] == [2, 14, 0]
+    assert [len(level) for level in levels(units)] == [2, 14, 0, 0]
     come_back(units, range(16))
     units.wanted = 0
     units.victims(1, everything)
-    # 7/8 of 16 above the lowest, 7/8 of that above the second.
-    assert [len(level) for level in levels(units)] == [2, 2, 12]
+    # 7/8 of 16 above the lowest.
+    assert [len(level) for level in levels(units)] == [2, 0, 14, 0]
+    come_back(units, range(8))
+    units.wanted, units.high = 0, 5
+    units.victims(1, everything)
+    assert [len(level) for level in levels(units)] == [2, 9, 0, 5]
+
+
+def test_what_came_in_high_and_is_used_no_more_makes_room() -> None:
+    units = filled(8, room=8)
+    for _ in range(HIGH):
+        come_back(units, range(4))
+    assert units.high == 7
+    units.remove_many(range(8), ghost=True)
+    # Six ghosts are remembered, and the two that are not had come in high.
+    assert ghosts(units) == [2, 3, 4, 5, 6, 7]
+    assert units.high == 5
+    units.add_many([4, 5])  # they had not
+    assert units.high == 5
+    units.add_many([2])
+    assert units.high == 6
+    units.add_many([3])
+    come_back(units, [2])
+    assert units.high == 7, "never more than the upper levels may have"
+    # Another room: nothing is known yet of what fits there.
+    units.high = 0
+    units.set_room(16)
+    assert units.high == 14
 
 
 def test_unit_that_goes_down_remembers_where_it_came_in() -> None:
@@ -231,6 +257,7 @@ class Model:
     """What the docstring of the module says, with lists."""
 
     def __init__(self, room: int) -> None:
+        self.most = self.high = room * SHARE[0] // SHARE[1]
         self.levels: list[list[int]] = [[] for _ in range(LEVELS)]
         self.came_in: dict[int, int] = {}
         self.ghosts: list[int] = []
@@ -246,7 +273,8 @@ class Model:
             self.ghosts.remove(index)
             before = self.came_in[index]
             self.wanted = max(0, self.wanted - WEIGHT) if before else self.wanted + 1
-            self.wanted = min(self.wanted, self.room * SHARE[0] // SHARE[1])
+            self.wanted = min(self.wanted, self.most)
+            self.high = min(self.high + (before >= HIGH), self.most)
         level = min(self.came_in[index] + 1, LEVELS - 1) if refault else 0
         self.came_in[index] = level
         self.levels[level].append(index)
@@ -259,16 +287,14 @@ class Model:
                 if ghost:
                     self.ghosts.append(index)
         while len(self.ghosts) > self.max_ghosts:
-            self.ghosts.pop(0)
+            self.high = max(0, self.high - (self.came_in[self.ghosts.pop(0)] >= HIGH))
 
     def victims(self, count: int, usable: set[int], look_at: int | None) -> list[int]:
         if look_at is not None:
             usable = usable - {self.newest}
         total = sum(map(len, self.levels))
-        most = total * SHARE[0] // SHARE[1]
-        limits = [max(0, most - self.wanted)]
-        for _ in range(LEVELS - 2):
-            limits.append(limits[-1] * SHARE[0] // SHARE[1])
+        upper = max(0, total * SHARE[0] // SHARE[1] - self.wanted)
+        limits = [upper if n < HIGH else min(upper, self.high) for n in range(1, LEVELS)]
         for number in range(LEVELS - 1, 0, -1):
             while sum(map(len, self.levels[number:])) > limits[number - 1] and self.levels[number]:
                 self.levels[number - 1].append(self.levels[number].pop(0))
@@ -343,7 +369,7 @@ def play(units: WorkingSet, model: Model, steps: list[tuple], many: bool) -> Non
                 remove(chosen[::-1], True)
         assert levels(units) == model.levels
         assert ghosts(units) == model.ghosts
-        assert units.wanted == model.wanted
+        assert (units.wanted, units.high) == (model.wanted, model.high)
         inside = [index for level in model.levels for index in level]
         assert list(units) == inside
         assert len(units) == len(inside) == len(set(inside))
@@ -354,7 +380,7 @@ def play(units: WorkingSet, model: Model, steps: list[tuple], many: bool) -> Non
 def rebuilt(units: WorkingSet, room: int) -> WorkingSet:
     """The same state without the entries that do not count."""
     other = WorkingSet(12, room)
-    other.wanted = units.wanted
+    other.wanted, other.high = units.wanted, units.high
     other.newest = units.newest
     for old, new in zip((*units.levels, units.ghosts), (*other.levels, other.ghosts), strict=True):
         for index in old.units(units.words):
@@ -456,6 +482,18 @@ def test_what_is_used_no_more_makes_room() -> None:
     first, second = touches(0, 40_000), touches(2048, 20_000)
     late = [*first, *second]
     assert misses(late, 1024, tail=5000) < 0.8 * fifo_misses(late, 1024, tail=5000)
+
+
+def test_hot_set_that_moves_again_and_again() -> None:
+    """Every three turnovers of the memory: high levels full of what was hot would be a burden."""
+    chance = random.Random(1)
+    touches = [
+        (start + chance.randrange(682) if chance.random() < 0.9 else chance.randrange(4096)) % 4096
+        for start in (0, 1536, 3072, 512, 2048, 1024, 2560)
+        for _ in range(15_000)
+    ]
+    tail = 6 * 15_000
+    assert misses(touches, 1024, tail=tail) < 0.95 * fifo_misses(touches, 1024, tail=tail)
 
 
 def test_quicksort() -> None:

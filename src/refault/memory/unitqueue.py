@@ -71,11 +71,14 @@ class UnitQueue:
         words[index] = words[index] & KIND | self.base + len(self.entries) << PLACE
         self.entries.append(index)
 
-    def forget(self, words: Words, count: int) -> None:
-        """Take the `count` oldest units out; nothing is known about them any more."""
+    def forget(self, words: Words, count: int, mark: int) -> int:
+        """Take the `count` oldest units out; nothing is known about them any more.
+
+        Returns how many words had the bit `mark`.
+        """
         entries, base, kind, kinds, at = self.entries, self.base, self.kind, self.kinds, self.head
         sparse = isinstance(words, dict)
-        left = count
+        left, marked = count, 0
         while left:
             index = entries[at]
             word = words[index]
@@ -85,10 +88,13 @@ class UnitQueue:
                 else:
                     words[index] = 0
                 left -= 1
+                if word & mark:
+                    marked += 1
             at += 1
         self.head = at
         self.live -= count
         self.cut()
+        return marked
 
     def hand_over(self, words: Words, count: int, other: UnitQueue) -> None:
         """Move the `count` oldest units to the young end of another queue."""

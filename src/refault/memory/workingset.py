@@ -8,44 +8,53 @@ The rule.  Units stand in `LEVELS` queues.  Memory is taken from the old end of 
 unit that was evicted leaves a *ghost*: its number, and the level at which it came in.  A unit that
 comes in while its ghost is remembered is a *refault*, and comes in one level higher than last
 time; any other one comes in at the lowest.  All levels but the lowest may hold `SHARE` of all units
-together, and the highest `SHARE` of that.  The oldest unit of a level that holds too much goes
-down by one.  So a unit at a high level passes through all those below
-before it is evicted, and what comes once (a scan) passes through the lowest alone.
+together.  The oldest unit of a level that holds too much goes down by one.  So a unit at a high
+level passes through all those below before it is evicted, and what comes once (a scan) passes
+through the lowest alone.
 
 How much the lowest level holds is adapted.  A refault of a unit that came in at the lowest level
 says that a larger lowest level would have kept it: it grows by one unit.  A refault of another
 says that the upper levels are of use: it shrinks by `WEIGHT` units, as far as `SHARE` allows.
 
+How much the levels from `HIGH` on hold together is adapted as well.  A unit that came in there and
+whose ghost is forgotten is used no more, so others may be, too: they hold one unit less.  For
+a refault of such a unit they hold one more.
+
 Sources: refaults and ghosts are the kernel's (mm/workingset.c, "shadow entries"); two of the levels
 are its inactive and active list (mm/vmscan.c), more of them are its multi-generational LRU
 and MQ (Zhou, 2001); that the lowest adapts is ARC's (Megiddo, 2003).
 
-Why these numbers: misses in percent of Zipf(0.99) with 1,048,576 units of 4 KiB or 65,536 of
-64 KiB; of 65,536 units with a hot sixth that moves every three turnovers of the memory; and of
-a quicksort of as many, where frequency means nothing (mean of three).  A quarter is resident.
-``python -m benchmarks policies`` plays these and others.
+Why these numbers: misses in percent of Zipf(0.99) with 1,048,576 units of 4 KiB, from the nine
+millionth touch to the twelfth, and to the sixty-fourth; or with 65,536 of 64 KiB; of 65,536 units
+with a hot sixth that moves every three turnovers of the memory; and of a quicksort of as many,
+where frequency means nothing (mean of three).  A quarter is resident.
+``python -m benchmarks policies`` plays these, but for the long one, and others.
 
-===========================  ======  ======  ======  =========
-..                            4 KiB  64 KiB   moves  quicksort
-===========================  ======  ======  ======  =========
-as it is                       12.8    26.7    18.1       20.2
-2 levels                       14.2    28.6    15.6       20.2
-4 levels                       12.8    25.7    20.5       20.2
-7 levels                       12.8    24.7    21.4       20.2
-`SHARE` 3/4                    13.1    27.5    18.8       19.6
-`SHARE` 15/16                  12.8    26.3    18.0       20.3
-`WEIGHT` 1                     13.9    26.7    18.1       19.4
-`WEIGHT` 4                     12.9    26.7    18.1       20.2
-lowest level not adapted       13.0    26.7    17.1       23.9
-as many ghosts as units fit    12.9    27.3    17.9       21.0
-half as many                   13.3    26.2    18.8       20.1
-FIFO                           17.2    32.6    19.1       17.6
-LRU (knows every touch)        14.5    29.4    11.3       17.9
-===========================  ======  ======  ======  =========
+===========================  ======  ======  ======  ======  =========
+..                            4 KiB    long  64 KiB   moves  quicksort
+===========================  ======  ======  ======  ======  =========
+as it is                       12.8    12.2    25.8    17.1       20.2
+2 levels                       14.2    14.3    28.7    15.6       20.2
+3 levels                       12.8    12.8    26.6    16.5       20.2
+7 levels                       12.8    12.1    25.8    17.1       20.2
+high levels not adapted        12.8    12.2    25.2    20.3       20.2
+`HIGH` 1                       12.8    12.6    28.7    20.5       20.2
+`HIGH` 3                       12.8    12.2    25.2    19.8       20.2
+`SHARE` 3/4                    12.9    12.6    26.1    21.2       19.6
+`SHARE` 15/16                  12.8    12.0    25.7    16.5       20.3
+`WEIGHT` 1                     14.3    13.4    30.1    21.2       19.4
+`WEIGHT` 4                     12.9    12.2    25.8    17.0       20.2
+lowest level not adapted       13.0    12.3    25.8    16.6       24.0
+as many ghosts as units fit    12.5    12.5    25.7    20.3       20.6
+half as many                   13.3    12.3    26.7    16.9       20.1
+FIFO                           17.2    17.2    32.7    19.1       17.6
+LRU (knows every touch)        14.5    14.5    29.4    11.3       17.9
+===========================  ======  ======  ======  ======  =========
 
-More levels pay where popularity never changes, and make it longer until a unit that is used no
-more is out.  A `SHARE` of 15/16 is no worse here, but an eighth of the memory may be read ahead
-(`refault.memory.readahead`), and must not be evicted before it is touched.
+What is learned is lost in waves: units that became popular at the same time come to the end of the
+levels at the same time.  From million to million it is 11.6 to 13.1.  A `SHARE` of 15/16 is no
+worse here, but an eighth of the memory may be read ahead (`refault.memory.readahead`), and must not
+be evicted before it is touched.
 """
 
 from __future__ import annotations
@@ -58,7 +67,8 @@ from .unitqueue import PLACE, UnitQueue, Words
 
 __all__ = ["LEVELS", "WorkingSet"]
 
-LEVELS: Final = 3
+LEVELS: Final = 4
+HIGH: Final = 2
 SHARE: Final = (7, 8)
 WEIGHT: Final = 3
 GHOSTS: Final = (3, 4)
@@ -72,6 +82,8 @@ LEVEL: Final = 0x0C
 LEVEL_AT: Final = 2
 CAME_IN: Final = 0x30
 CAME_IN_AT: Final = 4
+CAME_IN_HIGH: Final = 0x20
+"""Set for every level from `HIGH` on."""
 
 DENSE: Final = 32
 """Up to so many units of the mapping per unit of room, an array of all words is no larger than a
@@ -111,13 +123,24 @@ class WorkingSet:
         How many of them are remembered.
     wanted
         By how many units the lowest level should be larger than `SHARE` makes it.
-    most_wanted
-        Never more than that.
+    high
+        How many units the levels from `HIGH` on may hold together.
+    most_upper
+        Never more than that, `wanted` and `high`.
     newest
         The unit that came in last.
     """
 
-    __slots__ = ("ghosts", "levels", "max_ghosts", "most_wanted", "newest", "wanted", "words")
+    __slots__ = (
+        "ghosts",
+        "high",
+        "levels",
+        "max_ghosts",
+        "most_upper",
+        "newest",
+        "wanted",
+        "words",
+    )
 
     def __init__(self, pages: int, room: int | None = None) -> None:
         dense = pages <= FEW or (room is not None and pages <= DENSE * room)
@@ -130,14 +153,13 @@ class WorkingSet:
         self.wanted = 0
         self.newest = -1
         self.max_ghosts = 0
-        self.most_wanted = 0
         self.set_room(pages if room is None else room)
 
     def set_room(self, room: int) -> None:
         """So many units may be resident from now on."""
         self.max_ghosts = -(-GHOSTS[0] * room // GHOSTS[1])
-        self.most_wanted = room * SHARE[0] // SHARE[1]
-        self.wanted = min(self.wanted, self.most_wanted)
+        self.high = self.most_upper = room * SHARE[0] // SHARE[1]
+        self.wanted = min(self.wanted, self.most_upper)
         self._forget_ghosts()
 
     def grow(self, pages: int) -> None:
@@ -161,15 +183,19 @@ class WorkingSet:
     def state(self) -> tuple[object, ...]:
         """All that decides what will be evicted: equal for sets that will behave the same.
 
-        At which level a unit came in decides nothing but whether it was the lowest: with three
-        levels the others come in at the highest next time.
+        Of the levels from `HIGH` on it is all the same at which a unit came in: it comes in at the
+        highest next time.
         """
         words = self.words
         return (
             self.wanted,
+            self.high,
             self.newest if self.newest >= 0 and self.newest in self else -1,
             *(
-                tuple((index, bool(words[index] & CAME_IN)) for index in queue.units(words))
+                tuple(
+                    (index, min((words[index] & CAME_IN) >> CAME_IN_AT, HIGH))
+                    for index in queue.units(words)
+                )
                 for queue in (*self.levels, self.ghosts)
             ),
         )
@@ -180,7 +206,8 @@ class WorkingSet:
 
     def add_many(self, indexes: Iterable[int]) -> int:
         """Enter units that were brought in, in this order; returns how many are refaults."""
-        words, levels, wanted, refaults = self.words, self.levels, self.wanted, 0
+        words, levels, refaults = self.words, self.levels, 0
+        wanted, high, most = self.wanted, self.high, self.most_upper
         lowest = levels[0]
         append, place = lowest.entries.append, lowest.base + len(lowest.entries)
         newest = self.newest
@@ -196,7 +223,9 @@ class WorkingSet:
                 newest = index
                 refaults += 1
                 before = (word & CAME_IN) >> CAME_IN_AT
-                wanted = max(0, wanted - WEIGHT) if before else min(wanted + 1, self.most_wanted)
+                wanted = max(0, wanted - WEIGHT) if before else min(wanted + 1, most)
+                if before >= HIGH and high < most:
+                    high += 1
                 number = before + 1 if before + 1 < LEVELS else before
                 level = levels[number]
                 words[index] = (
@@ -209,7 +238,7 @@ class WorkingSet:
                 level.live += 1
         self.newest = newest
         if refaults:
-            self.wanted = wanted
+            self.wanted, self.high = wanted, high
             self.ghosts.live -= refaults
             self.ghosts.tidy(words)
         return refaults
@@ -236,7 +265,7 @@ class WorkingSet:
         for level in levels:
             level.tidy(words)
         if ghost:
-            self._forget_ghosts()
+            self.high = max(0, self.high - self._forget_ghosts())
 
     def victims(
         self, count: int, usable: Callable[[int], bool], *, look_at: int | None = 64
@@ -268,13 +297,12 @@ class WorkingSet:
     def _settle(self) -> None:
         """Let the oldest units of levels that hold too much go down by one."""
         levels, total = self.levels, len(self)
-        limits = [total, max(0, total * SHARE[0] // SHARE[1] - self.wanted)]
-        while len(limits) < LEVELS:
-            limits.append(limits[-1] * SHARE[0] // SHARE[1])
+        upper = max(0, total * SHARE[0] // SHARE[1] - self.wanted)
         above = 0
         for number in range(LEVELS - 1, 0, -1):
             level = levels[number]
-            down = min(level.live, above + level.live - limits[number])
+            limit = upper if number < HIGH else min(upper, self.high)
+            down = min(level.live, above + level.live - limit)
             if down > 0:
                 level.hand_over(self.words, down, levels[number - 1])
             above += level.live
@@ -286,9 +314,10 @@ class WorkingSet:
         else:
             self.words[index] = 0
 
-    def _forget_ghosts(self) -> None:
-        """No more ghosts than we may have, the oldest ones go."""
-        self.ghosts.forget(self.words, max(0, self.ghosts.live - self.max_ghosts))
+    def _forget_ghosts(self) -> int:
+        """No more ghosts than we may have, the oldest ones go; how many had come in high."""
+        ghosts = self.ghosts
+        return ghosts.forget(self.words, max(0, ghosts.live - self.max_ghosts), CAME_IN_HIGH)
 
 
 def _all_but(newest: int, usable: Callable[[int], bool]) -> Callable[[int], bool]:
