@@ -3,8 +3,9 @@
 The popularity of the file's 4 KiB pages follows Zipf's law with exponent 0.99; the pages are
 scattered over the file at random, and which 64 bytes of a page are read is random too.  Not
 counted: the most popular pages are touched in the file's order until the memory is full, and then
-eight times as many reads as may be counted bring eviction to its steady state: a policy that learns
-from what comes back needs some turnovers of the memory for it.
+24 million reads bring eviction to its steady state: a policy that learns from what comes back needs
+some turnovers of the memory for it, and what it has learned comes and goes in waves at first
+(`refault.memory.workingset`).
 
 Compared: refault with 4 KiB units (what fits the pattern), the same with plain first-in-first-out
 eviction in the pager (its `WorkingSet` replaced by `benchmarks.pagers.Fifo`, nothing else),
@@ -20,8 +21,8 @@ with 4 KiB units again, and with FIFO, when the file is dropped from the page ca
 second while it is counted (not before).  So what a choice of what to evict is worth can be
 compared where a miss costs little, and where it costs a read of the disk.
 
-Nor is the number of reads the same. What is not counted ends after eight million reads or
-`WARM_SECONDS`, what is counted after one million or `SECONDS`, whichever comes first: with the
+Nor is the number of reads the same. What is not counted ends after 24 million reads or
+`WARM_SECONDS`, what is counted after four million or `SECONDS`, whichever comes first: with the
 kernel's readahead around every fault a memory-mapped file of which a quarter fits would take an
 hour. A throughput is a rate, and "reads" tells how many it is from; but who is cut short had fewer
 reads to bring eviction to its steady state too, and has more of the most popular pages still in
@@ -58,10 +59,12 @@ PAGE = 4096
 RECORD = 64
 EXPONENT = 0.99
 THREADS = 2
-WARM_SECONDS = 60.0
+WARM = 6
+"""So many times as many reads as are counted are not."""
+WARM_SECONDS = 90.0
 """How long the reads that are not counted may take.  With 12 s they are three million, and an
-eviction that learns is not better than FIFO yet: 16.9 misses of 100 reads against 17.2, and 12.6
-after eight million (simulated)."""
+eviction that learns is not better than FIFO yet: 16.9 misses of 100 reads against 17.2, and 12.4
+after 24 million (simulated)."""
 SECONDS = 12.0
 """How long those that are counted may take."""
 DROP_SECONDS = 0.25
@@ -72,7 +75,7 @@ FIRST, MOST = 1_000, 64_000
 def comparisons(settings: Settings) -> Iterator[Comparison]:
     size = settings.size(4096 * MIB, 64 * MIB)
     resident = size // 4
-    touches = settings.size(1_000_000, 20_000)
+    touches = settings.size(4_000_000, 20_000)
     path = numbers_file(settings.data, size)
     bound = resident + 64 * MIB
     base: dict[str, Any] = {"path": str(path), "size": size, "touches": touches}
@@ -226,7 +229,7 @@ def _read(
         PAGE
     )
     toucher.touch(popular, record=False)
-    _touch_for_a_while(toucher, zipf_offsets(size, 8 * touches, 10), WARM_SECONDS)
+    _touch_for_a_while(toucher, zipf_offsets(size, WARM * touches, 10), WARM_SECONDS)
     begin()
     done = _touch_for_a_while(toucher, zipf_offsets(size, touches, 20), SECONDS)
     reads = sum(count for count, _ in done)
