@@ -192,6 +192,47 @@ def test_no_zeros_while_windows_come_and_go(numbers: str) -> None:
     run(touched_all_the_time, numbers)
 
 
+def disk_is_kept_busy(path: str) -> None:
+    import ctypes
+    import mmap
+    import os
+    import time
+
+    import numpy as np
+
+    import refault
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    shown = np.memmap(path, "u1", "r")
+
+    def cached(at: int) -> bool:
+        state = ctypes.c_ubyte()
+        page = ctypes.c_void_p(shown.ctypes.data + at)
+        assert not libc.mincore(page, mmap.PAGESIZE, ctypes.byref(state))
+        return bool(state.value & 1)
+
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    if cached(70 << 20):
+        print("stays in memory")
+        return
+    x = refault.open(path, dtype="u8", resident="256MiB")
+    part = x[: (33 << 20) // 8]
+    assert part.sum() == len(part) * (len(part) + 1) // 2
+    # The reader is in a window that ends before 48 MiB: the whole next one is being read.  The
+    # kernel itself is two of its own windows ahead at most.
+    deadline = time.monotonic() + 20
+    while not cached(70 << 20):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_disk_is_kept_busy(numbers: str) -> None:
+    if "stays in memory" in run(disk_is_kept_busy, numbers):
+        pytest.skip("the files of this test are in memory: nothing can be dropped")
+
+
 def test_writer_comes(numbers: str, tmp_path: pathlib.Path) -> None:
     """Who opens the file for writing sees his changes through the reader's array at once."""
     path = tmp_path / "own"

@@ -123,6 +123,77 @@ def test_a_file_in_memory_is_read_at_once(path: Path) -> None:
     store.close()
 
 
+PIECE = 2 << 20
+
+
+@pytest.fixture
+def asked(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FileStore, list[tuple]]]:
+    """A store of 100 MiB of which nothing is in the page cache, and what the kernel is asked."""
+    os.truncate(path, 100 << 20)
+    store = opened(path)
+    store.size = 100 << 20
+    calls: list[tuple] = []
+    monkeypatch.setattr(store, "read_nowait", lambda offset, buffer: False)
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, *rest: calls.append(rest))
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: calls.append((at,)))
+    yield store, calls
+    store.close()
+    assert store.fileno() == -1, "somebody uses it still"
+
+
+def test_read_ahead_asks_for_all_and_bounds_what_is_on_its_way(
+    asked: tuple[FileStore, list[tuple]],
+) -> None:
+    store, calls = asked
+    start = (20 << 20) + 4096
+    store.read_ahead(start, 200 << 20, lambda: True)
+    at, waited, on_their_way = start, start, 0
+    for call in calls:
+        if len(call) == 1:
+            waited += PIECE
+            assert call == (waited - 1,), "the end of the oldest piece"
+            on_their_way -= 1
+        else:
+            first, length, advice = call
+            assert (first, advice) == (at, os.POSIX_FADV_WILLNEED)
+            at += length
+            on_their_way += 1
+        assert on_their_way <= 16
+    assert at == store.size
+    assert waited > start
+
+
+def test_read_ahead_ends_when_it_is_not_wanted(asked: tuple[FileStore, list[tuple]]) -> None:
+    store, calls = asked
+    store.read_ahead(0, store.size, lambda: len(calls) < 5)
+    assert len(calls) == 5
+
+
+def test_read_ahead_passes_over_what_is_there(
+    asked: tuple[FileStore, list[tuple]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, calls = asked
+    monkeypatch.setattr(store, "read_nowait", lambda offset, buffer: offset < 10 << 20)
+    store.read_ahead(0, 14 << 20, lambda: True)
+    assert [call[0] for call in calls] == [10 << 20, 12 << 20]
+
+
+@pytest.mark.parametrize("name", ["posix_fadvise", "preadv"])
+def test_read_ahead_tells_no_error(
+    asked: tuple[FileStore, list[tuple]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, name, fails)
+    store, calls = asked
+    store.read_ahead(0, store.size, lambda: True)
+    assert len(calls) < 17
+    store.close()
+    store.read_ahead(0, store.size, lambda: True)
+    assert len(calls) < 17
+
+
 def test_a_truncated_file_is_not_zeros(path: Path) -> None:
     store = opened(path)
     os.truncate(path, 10_000)

@@ -57,6 +57,7 @@ from refault.errors import KernelError
 from refault.fault.reclaim import drop_units, shrink_clean
 from refault.machine.linux import LinuxMachine, LinuxMapping, say
 from refault.machine.uffd import RangeGone, Userfaultfd
+from refault.machine.urgency import Urgency
 from refault.memory.page import PG_AHEAD, PG_UPTODATE
 from refault.memory.vma import Vma
 from refault.memory.wait import (
@@ -286,7 +287,19 @@ class Windows:
         self.used = True
         self.windows.append(window)
         mapping.window_bytes += size
+        self._read_ahead(window, store)
         return True
+
+    def _read_ahead(self, window: Window, store: FileStore) -> None:
+        """Keep the disk busy: the reader is in the window before this one."""
+        offset = window.first * self.mapping.page_size
+
+        def work() -> None:
+            store.read_ahead(
+                offset, window.length, lambda: window in self.windows and not window.leaving
+            )
+
+        self.machine.services.submit(self.mapping, work, lambda *_: None, Urgency.AHEAD)
 
     def give_way(self, *, newest: bool = False) -> None:
         """Memory is short: give back all windows but the newest, which may be being read.
