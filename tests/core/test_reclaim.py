@@ -345,7 +345,7 @@ def test_units_of_higher_levels_are_evicted_if_those_of_the_lowest_cannot_be() -
     world.fill(range(2, 8), dirty=True)
     world.fill([20, 21])
     levels = world.mapping.working_set.levels
-    assert [level.live for level in levels] == [2, 6, 0]
+    assert [level.live for level in levels] == [2, 6, 0, 0]
     world.mapping.pin(20)
     world.mapping.pin(21)
     run = world.fault(25)

@@ -92,11 +92,11 @@ class ChunkedStore:
         changing = locks if self.writable else None
         self._reader = Reader(self._view, self._opened, self._cache, changing)
         self._writer = Writer(self._view, self._opened, self._cache, locks)
+        policy = Policy()
         if self.place.far:
-            policy = Policy()
             self.parallel, self.read_bytes = policy.parallel, policy.read_bytes
         else:
-            self.parallel = len(os.sched_getaffinity(0)) + THREADS_MORE
+            self.parallel = min(len(os.sched_getaffinity(0)) + THREADS_MORE, policy.parallel)
             kept = self._view.block_bytes >= KEPT_READ_BYTES
             self.read_bytes = KEPT_READ_BYTES if kept else READ_BYTES
         self.ahead_bytes = self.parallel * KEPT_READ_BYTES
