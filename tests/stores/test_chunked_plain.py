@@ -250,7 +250,7 @@ def test_reads_that_follow_on_each_other() -> None:
 def test_a_block_that_was_read_in_order_is_forgotten() -> None:
     cache: BlockCache[npt.NDArray[np.uint8]] = BlockCache(100)
     for key in "ab":
-        cache.get(key, lambda: np.zeros(40, "u1"))
+        cache.get_all([(key, lambda: np.zeros(40, "u1"))])
     cache.use_up("a", 30)
     assert cache.nbytes == 80
     cache.use_up("a", 10)
@@ -259,7 +259,7 @@ def test_a_block_that_was_read_in_order_is_forgotten() -> None:
     # What was used of a block that is gone does not count for it when it is there again.
     cache.use_up("b", 30)
     cache.drop("b")
-    cache.get("b", lambda: np.zeros(40, "u1"))
+    cache.get_all([("b", lambda: np.zeros(40, "u1"))])
     cache.use_up("b", 30)
     assert cache.nbytes == 40
 

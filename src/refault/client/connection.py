@@ -395,11 +395,11 @@ def pager_ahead() -> Iterator[None]:
         yield
     finally:
         with _lock:
-            unused = started is not None and _ahead is started
-            if unused:
+            unused = started if _ahead is started else None
+            if unused is not None:
                 _ahead = None
-        if unused and started is not None:
-            started.stop()
+        if unused is not None:
+            unused.stop()
 
 
 def adopt(control: socket.socket | None, pager: int) -> None:

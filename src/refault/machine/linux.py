@@ -153,6 +153,12 @@ class LinuxAddressSpace(AddressSpace):
         super().remove(vma)
 
 
+def _bytes_ahead(store: Store) -> int:
+    """How far ahead a store must be asked to be kept busy; 0: it does not say."""
+    wanted: int = getattr(store, "parallel", 0) * getattr(store, "read_bytes", 0)
+    return int(getattr(store, "ahead_bytes", wanted))
+
+
 class LinuxMapping(Mapping):
     """A mapping with its memfd, its store, and its place in swap.
 
@@ -173,7 +179,7 @@ class LinuxMapping(Mapping):
 
     def __init__(self, *args: Any, store: Store, swap: SwapSpace, **others: Any) -> None:
         run_bytes = min(getattr(store, "read_bytes", RUN_BYTES), BUFFER_BYTES)
-        super().__init__(*args, run_bytes=run_bytes, **others)
+        super().__init__(*args, far=_bytes_ahead(store), run_bytes=run_bytes, **others)
         self.store = store
         self.swap = swap
         self.read_nowait = getattr(store, "read_nowait", None)

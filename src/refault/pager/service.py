@@ -42,12 +42,6 @@ SWAP_SHARE = 4
 """Compressed pages may take one over so much of the machine's memory before they spill."""
 
 
-def _bytes_ahead(store: Store) -> int:
-    """How far ahead a store must be asked to be kept busy; 0: it does not say."""
-    wanted: int = getattr(store, "parallel", 0) * getattr(store, "read_bytes", 0)
-    return int(getattr(store, "ahead_bytes", wanted))
-
-
 class Region:
     """What one client sees of one mapping.
 
@@ -238,7 +232,6 @@ class Pager:
                 private=private,
                 writable=writable,
                 readahead=readahead,
-                far=_bytes_ahead(store),
                 store=store,
                 swap=self.swap if swap is None else swap,
             )

@@ -273,15 +273,7 @@ class Windows:
         window = Window(first, last, start, end - start, size)
         store = mapping.store
         assert isinstance(store, FileStore)
-        sent = self.agent.send(
-            _OVERLAY,
-            start,
-            end - start,
-            start - vma.start + vma.offset,
-            [store.fileno()],
-            lambda error: self._overlaid(window, error),
-        )
-        if not sent:
+        if not self._command(_OVERLAY, window, [store.fileno()], self._overlaid):
             mapping.budget.uncharge(size)
             return False
         self.used = True
@@ -290,9 +282,22 @@ class Windows:
         self._read_ahead(window, store)
         return True
 
+    def _command(
+        self, what: int, window: Window, fds: list[int], done: Callable[[Window, int], None]
+    ) -> bool:
+        """Have the agent do something with a window, see `AgentSocket.send`."""
+        offset = self._offset(window)
+        return self.agent.send(
+            what, window.start, window.length, offset, fds, lambda error: done(window, error)
+        )
+
+    def _offset(self, window: Window) -> int:
+        """Where in the file a window begins."""
+        return window.start - self.vma.start + self.vma.offset
+
     def _read_ahead(self, window: Window, store: FileStore) -> None:
         """Keep the disk busy: the reader is in the window before this one."""
-        offset = window.first * self.mapping.page_size
+        offset = self._offset(window)
 
         def work() -> None:
             store.read_ahead(
@@ -429,16 +434,8 @@ class Windows:
             self._restore(window)
 
     def _restore(self, window: Window) -> None:
-        mapping, vma = self.mapping, self.vma
-        sent = self.agent.send(
-            _RESTORE,
-            window.start,
-            window.length,
-            window.start - vma.start + vma.offset,
-            [mapping.memfd, self.uffd.fd],
-            lambda error: self._restored(window, error),
-        )
-        if not sent:
+        fds = [self.mapping.memfd, self.uffd.fd]
+        if not self._command(_RESTORE, window, fds, self._restored):
             self._restored(window, errno.EPIPE)
 
     def _overlaid(self, window: Window, error: int) -> None:

@@ -52,10 +52,6 @@ class BlockMemory:
         lent = np.asarray(_Lent(self, memory))
         return lent[:length].view(dtype).reshape(shape)
 
-    def clear(self) -> None:
-        """Free what waits."""
-        self._spare.clear()
-
     def give_back(self, memory: npt.NDArray[np.uint8]) -> None:
         """Nobody has any part of `memory`."""
         if len(self._spare) < self.most:

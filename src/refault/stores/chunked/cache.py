@@ -40,19 +40,18 @@ class BlockCache(Generic[Block]):
         self._used: dict[Hashable, int] = {}
         self._flights: dict[Hashable, Future[Block]] = {}
 
-    def get(self, key: Hashable, decode: Callable[[], Block]) -> Block:
-        """Return a block; `decode` it if nobody has it and nobody is about to."""
-        return self.get_all([(key, decode)])[0]
-
     def get_all(self, wanted: Iterable[tuple[Hashable, Callable[[], Block]]]) -> list[Block]:
-        """Return several blocks as `get` does, in this order."""
+        """Return blocks, in this order; decode those that nobody has and nobody is about to.
+
+        Each is wanted by its key, and with what decodes it.
+        """
         found = [self.get_unless_others_do(key, decode) for key, decode in wanted]
         return [block.result() if isinstance(block, Future) else block for block in found]
 
     def get_unless_others_do(
         self, key: Hashable, decode: Callable[[], Block]
     ) -> Block | Future[Block]:
-        """Return a block as `get` does, or what to wait for if somebody else is decoding it."""
+        """Return a block, or what to wait for if somebody else is decoding it."""
         with self._lock:
             kept = self._kept.get(key)
             if kept is not None:
