@@ -6,7 +6,7 @@ import importlib
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from benchmarks.machine import resident_kib
 from refault.client import spawn
@@ -74,7 +74,7 @@ class Fifo(WorkingSet):
 
     __slots__ = ()
 
-    def remove_many(self, indexes: Iterable[int], *, ghost: bool) -> None:
+    def remove_many(self, indexes: Sequence[int], *, ghost: bool) -> None:
         super().remove_many(indexes, ghost=False)
 
 

@@ -19,6 +19,7 @@ from refault.fault.reclaim import (
     sync_units,
 )
 from refault.memory.page import PG_DIRTY, PG_LOCKED, PG_SWAPPED, PG_UPTODATE, PG_WRITEBACK
+from refault.memory.unitlists import LEVELS
 from refault.memory.wait import Signal, WaitReason
 
 
@@ -344,8 +345,7 @@ def test_units_of_higher_levels_are_evicted_if_those_of_the_lowest_cannot_be() -
     evict(world, range(8))
     world.fill(range(2, 8), dirty=True)
     world.fill([20, 21])
-    levels = world.mapping.working_set.levels
-    assert [level.live for level in levels] == [2, 6, 0, 0]
+    assert world.mapping.working_set.lists.counts[:LEVELS].tolist() == [2, 6, 0, 0]
     world.mapping.pin(20)
     world.mapping.pin(21)
     run = world.fault(25)

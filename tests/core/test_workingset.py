@@ -6,18 +6,40 @@ import copy
 import itertools
 import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refault.machine.unitlists import NativeUnitLists
 from refault.memory import workingset
-from refault.memory.unitqueue import KIND
-from refault.memory.workingset import GHOSTS, HIGH, LEVELS, SHARE, WEIGHT, WorkingSet
+from refault.memory.unitlists import GHOSTS, LEVELS, NODE, UnitLists
+from refault.memory.workingset import GHOST_SHARE, HIGH, SHARE, WEIGHT, WorkingSet
+from refault.native import available
 
 SPARSE = workingset.FEW + 1
-"""Units of a mapping whose words are in a dict, if few of them fit."""
+"""Units of a mapping whose places are in a dict, if few of them fit."""
+
+
+class _Now:
+    """What the lists of the units are made of."""
+
+    lists: type[UnitLists] = UnitLists
+
+
+@pytest.fixture(params=[UnitLists, NativeUnitLists], autouse=True, scope="module")
+def lists(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.param is NativeUnitLists and not available():
+        pytest.skip("there is no native library, or it is not wanted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("refault.machine.unitlists.FEW", 0)
+        patch.setattr(_Now, "lists", request.param)
+        yield
+
+
+def working_set(pages: int, room: int | None = None) -> WorkingSet:
+    return WorkingSet(pages, room, lists=_Now.lists)
 
 
 def everything(index: int) -> bool:
@@ -25,17 +47,17 @@ def everything(index: int) -> bool:
 
 
 def filled(count: int, room: int = 100, pages: int = 2000) -> WorkingSet:
-    units = WorkingSet(pages, room)
+    units = working_set(pages, room)
     assert not units.add_many(range(count))
     return units
 
 
 def levels(units: WorkingSet) -> list[list[int]]:
-    return [list(level.units(units.words)) for level in units.levels]
+    return [list(units.lists.units(level)) for level in range(LEVELS)]
 
 
 def ghosts(units: WorkingSet) -> list[int]:
-    return list(units.ghosts.units(units.words))
+    return list(units.lists.units(GHOSTS))
 
 
 def come_back(units: WorkingSet, indexes: Iterable[int]) -> None:
@@ -201,46 +223,32 @@ def test_search_of_everything_finds_the_one() -> None:
     assert levels(units)[0] == list(range(1, 1000))
 
 
-def test_one_pinned_unit_does_not_make_each_search_longer() -> None:
-    """What was evicted behind it is not looked at again and again."""
-    units = filled(4000, room=4000, pages=100_000)
-    for new in range(4000, 12_000):
-        assert units.victims(1, bool) == [new - 3999]
-        units.remove(new - 3999, ghost=True)
-        units.add(new)
-        lowest = units.levels[0]
-        between = sum(
-            not lowest.counts(units.words, at) for at in range(lowest.head, lowest.head + 5)
-        )
-        assert between <= 1
-
-
 @pytest.mark.parametrize("ghost", [False, True])
 def test_memory_is_bounded_however_often_units_come_and_go(ghost: bool) -> None:
     units = filled(100, pages=SPARSE)
     for turn in range(3000):
         units.remove(turn % 100, ghost=ghost)
         units.add(turn % 100)
-    for queue in (*units.levels, units.ghosts):
-        assert len(queue.entries) < 500
     for index in range(1000, 5000):
         units.add(index)
         units.remove(index, ghost=ghost)
-    assert len(units.words) <= len(units) + len(ghosts(units))
+    lists = units.lists
+    assert len(lists.nodes) < 300 * NODE
+    assert len(lists.places) <= len(units) + len(ghosts(units))
 
 
 # -- shapes --------------------------------------------------------------------------------
 
 
-def test_words_are_in_a_dict_if_few_units_fit() -> None:
-    assert isinstance(WorkingSet(1 << 32, 1000).words, dict)
-    assert isinstance(WorkingSet(SPARSE).words, dict)
-    assert not isinstance(WorkingSet(SPARSE, SPARSE // 4).words, dict)
+def test_places_are_in_a_dict_if_few_units_fit() -> None:
+    assert isinstance(working_set(1 << 32, 1000).lists.places, dict)
+    assert isinstance(working_set(SPARSE).lists.places, dict)
+    assert not isinstance(working_set(SPARSE, SPARSE // 4).lists.places, dict)
 
 
 @pytest.mark.parametrize(("pages", "more"), [(10, 20), (SPARSE, 1 << 33)])
 def test_mapping_that_grows(pages: int, more: int) -> None:
-    units = WorkingSet(pages, 5)
+    units = working_set(pages, 5)
     units.add_many([1, 2])
     units.remove(1, ghost=True)
     units.grow(more)
@@ -262,23 +270,25 @@ class Model:
         self.came_in: dict[int, int] = {}
         self.ghosts: list[int] = []
         self.room = room
-        self.max_ghosts = -(-room * GHOSTS[0] // GHOSTS[1])
+        self.max_ghosts = -(-room * GHOST_SHARE[0] // GHOST_SHARE[1])
         self.wanted = 0
         self.newest = -1
 
-    def add(self, index: int) -> bool:
-        self.newest = index
-        refault = index in self.ghosts
-        if refault:
-            self.ghosts.remove(index)
-            before = self.came_in[index]
-            self.wanted = max(0, self.wanted - WEIGHT) if before else self.wanted + 1
-            self.wanted = min(self.wanted, self.most)
-            self.high = min(self.high + (before >= HIGH), self.most)
-        level = min(self.came_in[index] + 1, LEVELS - 1) if refault else 0
-        self.came_in[index] = level
-        self.levels[level].append(index)
-        return refault
+    def add(self, indexes: list[int]) -> int:
+        had = []
+        for index in indexes:
+            self.newest = index
+            refault = index in self.ghosts
+            if refault:
+                self.ghosts.remove(index)
+                had.append(self.came_in[index])
+            level = min(self.came_in[index] + 1, LEVELS - 1) if refault else 0
+            self.came_in[index] = level
+            self.levels[level].append(index)
+        self.wanted += sum(-WEIGHT if before else 1 for before in had)
+        self.wanted = min(max(0, self.wanted), self.most)
+        self.high = min(self.high + sum(before >= HIGH for before in had), self.most)
+        return len(had)
 
     def remove(self, index: int, ghost: bool) -> None:
         for level in self.levels:
@@ -298,15 +308,12 @@ class Model:
         for number in range(LEVELS - 1, 0, -1):
             while sum(map(len, self.levels[number:])) > limits[number - 1] and self.levels[number]:
                 self.levels[number - 1].append(self.levels[number].pop(0))
-        found: list[int] = []
-        passed: list[int] = []
-        for index in [index for level in self.levels for index in level]:
-            if len(found) == count or len(passed) == look_at:
-                break
-            (found if index in usable else passed).append(index)
+        order = [index for level in self.levels for index in level]
+        looked = order if look_at is None else order[: count + look_at]
+        found = [index for index in looked if index in usable][:count]
         if not found and look_at is not None:
             self.levels = [
-                [i for i in level if i not in passed] + [i for i in passed if i in level]
+                [i for i in level if i not in looked] + [i for i in level if i in looked]
                 for level in self.levels
             ]
         return found
@@ -329,13 +336,10 @@ STEPS = st.lists(
 
 
 @pytest.mark.parametrize("pages", [12, SPARSE])
-@pytest.mark.parametrize("spare", [0, 64])
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 8), STEPS, st.booleans())
-def test_model(pages: int, spare: int, room: int, steps: list[tuple], many: bool) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("refault.memory.unitqueue.SPARE", spare)
-        play(WorkingSet(pages, room), Model(room), steps, many)
+def test_model(pages: int, room: int, steps: list[tuple], many: bool) -> None:
+    play(working_set(pages, room), Model(room), steps, many)
 
 
 def play(units: WorkingSet, model: Model, steps: list[tuple], many: bool) -> None:
@@ -351,11 +355,10 @@ def play(units: WorkingSet, model: Model, steps: list[tuple], many: bool) -> Non
     for what, *rest in steps:
         if what == "add":
             new = [index for index in dict.fromkeys(rest[0]) if index not in units]
-            expected = [model.add(index) for index in new]
             if many:
-                assert units.add_many(rest[0]) == sum(expected)
+                assert units.add_many(rest[0]) == model.add(new)
             else:
-                assert [units.add(index) for index in new] == expected
+                assert [units.add(index) for index in new] == [model.add([i]) for i in new]
         elif what in ("evict", "drop"):
             remove(rest[0], what == "evict")
         else:
@@ -378,15 +381,14 @@ def play(units: WorkingSet, model: Model, steps: list[tuple], many: bool) -> Non
 
 
 def rebuilt(units: WorkingSet, room: int) -> WorkingSet:
-    """The same state without the entries that do not count."""
-    other = WorkingSet(12, room)
+    """The same state in other memory."""
+    other, lists = working_set(12, room), units.lists
     other.wanted, other.high = units.wanted, units.high
-    other.newest = units.newest
-    for old, new in zip((*units.levels, units.ghosts), (*other.levels, other.ghosts), strict=True):
-        for index in old.units(units.words):
-            other.words[index] = units.words[index] & KIND
-            new.push(other.words, index)
-            new.live += 1
+    for number in (*range(LEVELS), GHOSTS):
+        for index in lists.units(number):
+            other.lists.enter([index])
+            other.lists.put(index, number, lists.came_in(index))
+    other.lists.newest = lists.newest
     return other
 
 
@@ -394,7 +396,7 @@ def rebuilt(units: WorkingSet, room: int) -> WorkingSet:
 @given(st.integers(0, 8), STEPS, STEPS)
 def test_equal_states_go_on_equally(room: int, before: list[tuple], after: list[tuple]) -> None:
     """What is not in `state` decides nothing: the explorer relies on it."""
-    units, model = WorkingSet(12, room), Model(room)
+    units, model = working_set(12, room), Model(room)
     play(units, model, before, True)
     other = rebuilt(units, room)
     assert other.state() == units.state()
@@ -408,7 +410,7 @@ def test_equal_states_go_on_equally(room: int, before: list[tuple], after: list[
 
 def misses(touches: list[int], resident: int, batch: int = 1, tail: int | None = None) -> float:
     """The share that misses of the last `tail` touches; None: of the second half."""
-    units = WorkingSet(max(touches) + 1, resident)
+    units = working_set(max(touches) + 1, resident)
     missed = []
     for index in touches:
         missed.append(index not in units)
@@ -518,7 +520,7 @@ def test_quicksort() -> None:
 @pytest.mark.parametrize("room", range(2, 20))
 def test_two_units_can_be_there_at_once(room: int) -> None:
     """An access that needs both gets on, whatever the others are worth."""
-    present = WorkingSet(1000, room)
+    present = working_set(1000, room)
 
     def need(index: int) -> None:
         if index in present:

@@ -177,6 +177,38 @@ def test_many_threads_on_the_same_pages(tmp_path: pathlib.Path) -> None:
     run_child(crowded, timeout=100, args=[str(path)], env=ENVIRONMENT | {"REFAULT_NATIVE": "1"})
 
 
+def near_a_stream(path: str) -> None:
+    import refault
+
+    x = refault.open(path, dtype="u8", page_size=4096)
+    region = refault.region(x)
+    unit = x.strides[0] * 64  # words of a unit
+    for index in range(1000):
+        assert x[index * unit] == index * unit
+    # What was read ahead comes to an end.
+    before = region.statistics()
+    while (now := region.statistics()).store_reads > before.store_reads:
+        before = now
+    assert now.readahead > 1000, now
+    region.evict()
+    for index in [*range(1003, 1900, 2), *range(1900, 1003, -2)]:
+        assert x[index * unit] == index * unit
+    assert region.statistics().readahead == now.readahead, (now, region.statistics())
+
+
+@pytest.mark.parametrize("native", ["0", "1"])
+def test_touches_in_no_order_near_a_stream_read_nothing_ahead(
+    tmp_path: pathlib.Path, native: str
+) -> None:
+    """However large its windows were: their units are absent, so it is not the reader of it."""
+    import numpy as np
+
+    path = tmp_path / "numbers"
+    np.arange(1 << 20, dtype="u8").tofile(path)
+    environment = ENVIRONMENT | {"REFAULT_NATIVE": native}
+    run_child(near_a_stream, timeout=60, args=[str(path)], env=environment)
+
+
 def cut_short(path: str) -> None:
     import os
 

@@ -38,6 +38,7 @@ from refault.memory.budget import Budget
 from refault.memory.mapping import Mapping, PageError
 from refault.memory.page import PG_SWAPPED, PG_WRITEBACK
 from refault.memory.protection import Image
+from refault.memory.unitlists import UnitLists
 from refault.memory.vma import Vma
 from refault.memory.wait import WaitQueue
 from refault.native import library
@@ -55,6 +56,7 @@ from .uffd import (
     RangeGone,
     Userfaultfd,
 )
+from .unitlists import unit_lists
 from .urgency import Urgency
 
 __all__ = ["LinuxAddressSpace", "LinuxMachine", "LinuxMapping", "Services"]
@@ -225,6 +227,10 @@ class LinuxMapping(Mapping):
         if pages <= LAZY_PAGES:
             return bytearray(pages)
         return memoryview(mmap.mmap(-1, pages, mmap.MAP_PRIVATE))
+
+    @staticmethod
+    def unit_lists() -> type[UnitLists]:
+        return unit_lists()
 
     def gate(self) -> None:
         if self.native is not None:

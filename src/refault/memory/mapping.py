@@ -27,6 +27,7 @@ from .protection import Protection
 from .readahead import Readahead
 from .touched import MOST
 from .tracking import Written
+from .unitlists import UnitLists
 from .units import convert, swapped
 from .unitsize import UnitChooser
 from .wait import WaitQueue
@@ -253,6 +254,11 @@ class Mapping:
         """So many state bytes, all 0; a machine may have lazier ones."""
         return bytearray(pages)
 
+    @staticmethod
+    def unit_lists() -> type[UnitLists]:
+        """The lists in which units wait for eviction; a machine may have faster ones."""
+        return UnitLists
+
     def set_page_size(self, page_size: int) -> None:
         """Change the size of the units, if nobody works on any: see `refault.memory.units`."""
         convert(self, page_size)
@@ -283,7 +289,8 @@ class Mapping:
 
     def _make_working_set(self) -> WorkingSet:
         limit = self.budget.limit
-        return WorkingSet(self.pages, None if limit is None else limit // self.page_size)
+        room = None if limit is None else limit // self.page_size
+        return WorkingSet(self.pages, room, lists=self.unit_lists())
 
     def budget_changed(self) -> None:
         """The limit of the budget is another one: so are the windows that follow from it."""
@@ -358,6 +365,10 @@ class Mapping:
             self.wake_page(index)
 
     # -- content ------------------------------------------------------------
+
+    def is_absent(self, index: int) -> bool:
+        """Whether the unit is not in memory, and nobody is working on it."""
+        return not self.flags[index] & (PG_UPTODATE | PG_LOCKED)
 
     def set_uptodate(self, index: int) -> None:
         """The memfd now holds the unit's true content (the unit is locked)."""

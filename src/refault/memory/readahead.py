@@ -28,9 +28,13 @@ A window that was read in vain, because its units were evicted before anybody to
 them, was too large for the memory there is: the bound is halved, and doubles again with each
 window that is used.
 
-The bounds ``[low, high]`` of the streams lie in one array of numbers, `heads`, which native code
-reads and writes as well: what it must know is only whether a fault belongs to a stream, and how a
-new one begins.
+The windows of a stream can be a large part of a mapping, and then many touches fall into them by
+chance.  Those of a reader in order find units that were read ahead.  So a touch of a unit that is
+*absent* belongs to a stream only where its reader must come by: at the marker and at the ends.
+
+The bounds ``[low, high]`` of the streams and their markers lie in one array of numbers, `heads`,
+which native code reads and writes as well: what it must know is only whether a fault belongs to a
+stream, and how a new one begins.
 """
 
 from __future__ import annotations
@@ -55,6 +59,7 @@ STREAMS = 16
 
 _NEXT = 3 * STREAMS
 _NOWHERE = -4
+_NEW = -1
 
 
 class Window(NamedTuple):
@@ -87,8 +92,8 @@ class Readahead:
     align
         Units that are joined to one read.
     heads
-        ``low`` and ``high`` of each stream and whether it is new, one after the other, and which
-        stream is the next to be given up.
+        ``low`` and ``high`` of each stream and its marker, or -1 if it is new, one after the other,
+        and which stream is the next to be given up.
     ahead
         How many of the largest windows are open ahead of the one that is read.
     growth
@@ -105,7 +110,6 @@ class Readahead:
         "heads",
         "initial",
         "largest",
-        "mark",
         "size",
         "start",
         "used",
@@ -130,24 +134,32 @@ class Readahead:
         self.growth = FAR_GROWTH if far else 2
         self.ahead = 2 if far else 1
         self.align = max(1, run_bytes // page_size)
-        self.heads = array("q", [_NOWHERE, _NOWHERE, 1] * STREAMS + [0])
-        # Of each stream that is not new: whether it goes up (1) or down (-1); where the reader
-        # asks for more; its newest window, where the reader comes to it, and its size, 0 if there
-        # is none yet.
+        self.heads = array("q", [_NOWHERE, _NOWHERE, _NEW] * STREAMS + [0])
+        # Of each stream that is not new: whether it goes up (1) or down (-1); its newest window,
+        # where the reader comes to it, and its size, 0 if there is none yet.
         self.way = [0] * STREAMS
-        self.mark = [0] * STREAMS
         self.start = [0] * STREAMS
         self.size = [0] * STREAMS
         # When it was used, in uses of all.
         self.used = [0] * STREAMS
         self.uses = 0
 
-    def windows(self, index: int) -> list[Window]:
-        """Note a fault at `index`; what to begin to read, in this order."""
+    def windows(self, index: int, *, absent: bool = False) -> list[Window]:
+        """Note a fault at `index`; what to begin to read, in this order.
+
+        Parameters
+        ----------
+        index
+            The unit.
+        absent
+            Whether it was not in memory, and nobody was reading it.
+        """
         heads = self.heads
         for stream in reversed(range(STREAMS)):
-            if heads[3 * stream] <= index <= heads[3 * stream + 1]:
-                return self._follow(stream, index)
+            low, high, mark = heads[3 * stream : 3 * stream + 3]
+            if low <= index <= high:
+                by_chance = absent and index not in (low, high, mark)
+                return [] if by_chance else self._follow(stream, index)
         if index <= AT_BEGINNING and self.ahead > 1 and self.largest:
             return self._establish(index, 1)
         stream = heads[_NEXT]
@@ -168,12 +180,12 @@ class Readahead:
 
     def _begin(self, stream: int, index: int) -> None:
         self._expect(stream, index - 1, index + 1)
-        self.heads[3 * stream + 2] = 1
+        self.heads[3 * stream + 2] = _NEW
 
     def _end(self, stream: int) -> None:
         """Nothing belongs to the stream any more."""
         self._expect(stream, _NOWHERE, _NOWHERE)
-        self.heads[3 * stream + 2] = 1
+        self.heads[3 * stream + 2] = _NEW
         self.used[stream] = 0
 
     def _expect(self, stream: int, one: int, other: int) -> None:
@@ -182,10 +194,11 @@ class Readahead:
         self.heads[3 * stream + 1] = max(one, other)
 
     def _follow(self, stream: int, index: int) -> list[Window]:
-        if self.heads[3 * stream + 2]:
+        mark = self.heads[3 * stream + 2]
+        if mark == _NEW:
             step = index - self.heads[3 * stream] - 1
             if step:  # else it is the same unit again
-                self.heads[3 * stream + 2] = 0
+                self.heads[3 * stream + 2] = index
                 self.way[stream], self.start[stream], self.size[stream] = step, index, 0
                 self._expect(stream, index, index + step)
             return []
@@ -198,7 +211,6 @@ class Readahead:
                 return []
             self._end(stream)
             return self._establish(index, way)
-        mark = self.mark[stream]
         if (index - mark) * way < 0:
             return []  # in the window before, on the way to the marker
         end = start + size * way
@@ -209,9 +221,9 @@ class Readahead:
             first = self.start[stream]
             if mark == start:
                 found += self._open(stream, mark, first + self.size[stream] * way, size)
-                self.mark[stream] = first
+                self.heads[3 * stream + 2] = first
             else:
-                self.mark[stream] = start
+                self.heads[3 * stream + 2] = start
         return found
 
     def _establish(self, index: int, way: int) -> list[Window]:
@@ -234,8 +246,8 @@ class Readahead:
             size -= beyond if beyond < size else 0
         self.uses += 1
         self.used[stream] = self.uses
-        self.heads[3 * stream + 2] = 0
-        self.mark[stream], self.start[stream], self.size[stream] = start, start, size
+        self.heads[3 * stream + 2] = start
+        self.start[stream], self.size[stream] = start, size
         end = start + size * way
         self._expect(stream, near, end)
         return [Window(start, end, 1) if way > 0 else Window(end + 1, start + 1, -1)]

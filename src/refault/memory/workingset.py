@@ -59,46 +59,28 @@ be evicted before it is touched.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final
 
-from .unitqueue import PLACE, UnitQueue, Words
+from .unitlists import GHOSTS, LEVELS, UnitLists
 
-__all__ = ["LEVELS", "WorkingSet"]
+__all__ = ["WorkingSet"]
 
-LEVELS: Final = 4
 HIGH: Final = 2
 SHARE: Final = (7, 8)
 WEIGHT: Final = 3
-GHOSTS: Final = (3, 4)
+GHOST_SHARE: Final = (3, 4)
 
 CROWDED: Final = 64
 """With fewer units the newest one may be the first that can go, see `WorkingSet.victims`."""
 
-RESIDENT: Final = 0x01
-GHOST: Final = 0x02
-LEVEL: Final = 0x0C
-LEVEL_AT: Final = 2
-CAME_IN: Final = 0x30
-CAME_IN_AT: Final = 4
-CAME_IN_HIGH: Final = 0x20
-"""Set for every level from `HIGH` on."""
-
-DENSE: Final = 32
-"""Up to so many units of the mapping per unit of room, an array of all words is no larger than a
-dict of those in use: 8 bytes a word against 260 for a resident unit and its share of the ghosts."""
+DENSE: Final = 64
+"""Up to so many units of the mapping per unit of room, an array with a number for each is no larger
+than a dict of those in use: 4 bytes a unit against 260 for a resident unit and its share of the
+ghosts."""
 FEW: Final = 1 << 16
 """So many units always have an array."""
-
-
-class _Sparse(dict[int, int]):
-    """Words of the units that have one; the others are 0."""
-
-    __slots__ = ()
-
-    def __missing__(self, index: int) -> int:
-        return 0
 
 
 class WorkingSet:
@@ -110,75 +92,54 @@ class WorkingSet:
         Units of the mapping.
     room
         How many of them may be resident; None: all.
+    lists
+        Makes the lists of units.
 
     Attributes
     ----------
-    words
-        One for each unit: ``place << PLACE | level it came in << 4 | level << 2 | what it is``.
-    levels
-        The lowest is evicted from.
-    ghosts
-        Units that were evicted.
+    lists
+        The lowest level is evicted from.
     max_ghosts
-        How many of them are remembered.
+        How many ghosts are remembered.
     wanted
         By how many units the lowest level should be larger than `SHARE` makes it.
     high
         How many units the levels from `HIGH` on may hold together.
     most_upper
         Never more than that, `wanted` and `high`.
-    newest
-        The unit that came in last.
     """
 
-    __slots__ = (
-        "ghosts",
-        "high",
-        "levels",
-        "max_ghosts",
-        "most_upper",
-        "newest",
-        "wanted",
-        "words",
-    )
+    __slots__ = ("high", "lists", "max_ghosts", "most_upper", "wanted")
 
-    def __init__(self, pages: int, room: int | None = None) -> None:
+    def __init__(
+        self, pages: int, room: int | None = None, *, lists: type[UnitLists] = UnitLists
+    ) -> None:
         dense = pages <= FEW or (room is not None and pages <= DENSE * room)
-        self.words: Words = array("Q", [0]) * pages if dense else _Sparse()
-        kinds, typecode = RESIDENT | GHOST | LEVEL, _typecode(pages)
-        self.levels = [
-            UnitQueue(RESIDENT | level << LEVEL_AT, kinds, typecode) for level in range(LEVELS)
-        ]
-        self.ghosts = UnitQueue(GHOST, RESIDENT | GHOST, typecode)
+        self.lists = lists(pages, dense=dense)
         self.wanted = 0
-        self.newest = -1
         self.max_ghosts = 0
         self.set_room(pages if room is None else room)
 
     def set_room(self, room: int) -> None:
         """So many units may be resident from now on."""
-        self.max_ghosts = -(-GHOSTS[0] * room // GHOSTS[1])
+        self.max_ghosts = -(-GHOST_SHARE[0] * room // GHOST_SHARE[1])
         self.high = self.most_upper = room * SHARE[0] // SHARE[1]
         self.wanted = min(self.wanted, self.most_upper)
         self._forget_ghosts()
 
     def grow(self, pages: int) -> None:
         """The mapping has so many units now."""
-        if isinstance(self.words, array):
-            self.words.frombytes(bytes((pages - len(self.words)) * self.words.itemsize))
-        for queue in (*self.levels, self.ghosts):
-            if queue.entries.typecode != _typecode(pages):
-                queue.entries = array(_typecode(pages), queue.entries)
+        self.lists.grow(pages)
 
     def __len__(self) -> int:
-        return sum(level.live for level in self.levels)
+        return self.lists.resident
 
     def __contains__(self, index: int) -> bool:
-        return bool(self.words[index] & RESIDENT)
+        return self.lists.level(index) is not None
 
     def __iter__(self) -> Iterator[int]:
-        for level in self.levels:
-            yield from level.units(self.words)
+        for level in range(LEVELS):
+            yield from self.lists.units(level)
 
     def state(self) -> tuple[object, ...]:
         """All that decides what will be evicted: equal for sets that will behave the same.
@@ -186,17 +147,14 @@ class WorkingSet:
         Of the levels from `HIGH` on it is all the same at which a unit came in: it comes in at the
         highest next time.
         """
-        words = self.words
+        lists = self.lists
         return (
             self.wanted,
             self.high,
-            self.newest if self.newest >= 0 and self.newest in self else -1,
+            lists.newest if lists.newest >= 0 and lists.newest in self else -1,
             *(
-                tuple(
-                    (index, min((words[index] & CAME_IN) >> CAME_IN_AT, HIGH))
-                    for index in queue.units(words)
-                )
-                for queue in (*self.levels, self.ghosts)
+                tuple((index, min(lists.came_in(index), HIGH)) for index in lists.units(number))
+                for number in (*range(LEVELS), GHOSTS)
             ),
         )
 
@@ -204,66 +162,23 @@ class WorkingSet:
         """Enter a unit that was brought in; True if it is a refault."""
         return bool(self.add_many((index,)))
 
-    def add_many(self, indexes: Iterable[int]) -> int:
+    def add_many(self, indexes: Sequence[int]) -> int:
         """Enter units that were brought in, in this order; returns how many are refaults."""
-        words, levels, refaults = self.words, self.levels, 0
-        wanted, high, most = self.wanted, self.high, self.most_upper
-        lowest = levels[0]
-        append, place = lowest.entries.append, lowest.base + len(lowest.entries)
-        newest = self.newest
-        for index in indexes:
-            word = words[index]
-            if not word:
-                newest = index
-                words[index] = place << PLACE | RESIDENT
-                append(index)
-                place += 1
-                lowest.live += 1
-            elif word & GHOST:
-                newest = index
-                refaults += 1
-                before = (word & CAME_IN) >> CAME_IN_AT
-                wanted = max(0, wanted - WEIGHT) if before else min(wanted + 1, most)
-                if before >= HIGH and high < most:
-                    high += 1
-                number = before + 1 if before + 1 < LEVELS else before
-                level = levels[number]
-                words[index] = (
-                    level.base + len(level.entries) << PLACE
-                    | number << CAME_IN_AT
-                    | number << LEVEL_AT
-                    | RESIDENT
-                )
-                level.entries.append(index)
-                level.live += 1
-        self.newest = newest
+        low, *others = self.lists.enter(indexes)
+        refaults = low + sum(others)
         if refaults:
-            self.wanted, self.high = wanted, high
-            self.ghosts.live -= refaults
-            self.ghosts.tidy(words)
+            wanted = self.wanted + low - WEIGHT * (refaults - low)
+            self.wanted = max(0, min(wanted, self.most_upper))
+            self.high = min(self.high + sum(others[HIGH - 1 :]), self.most_upper)
         return refaults
 
     def remove(self, index: int, *, ghost: bool) -> None:
         """Take a unit out; `ghost`: remember that it was evicted."""
         self.remove_many((index,), ghost=ghost)
 
-    def remove_many(self, indexes: Iterable[int], *, ghost: bool) -> None:
+    def remove_many(self, indexes: Sequence[int], *, ghost: bool) -> None:
         """Take units out; those that are not resident are passed over."""
-        words, levels, ghosts = self.words, self.levels, self.ghosts
-        append, place = ghosts.entries.append, ghosts.base + len(ghosts.entries)
-        for index in indexes:
-            word = words[index]
-            if word & RESIDENT:
-                levels[(word & LEVEL) >> LEVEL_AT].live -= 1
-                if ghost:
-                    words[index] = place << PLACE | word & CAME_IN | GHOST
-                    append(index)
-                    place += 1
-                    ghosts.live += 1
-                else:
-                    self._forget(index)
-        for level in levels:
-            level.tidy(words)
+        self.lists.leave(indexes, ghost=ghost)
         if ghost:
             self.high = max(0, self.high - self._forget_ghosts())
 
@@ -281,49 +196,33 @@ class WorkingSet:
         more, they would take each other's place for ever.
         """
         self._settle()
-        if look_at is not None and len(self) < CROWDED:
-            usable = _all_but(self.newest, usable)
-        chosen: list[int] = []
-        passed: list[int] = []
-        for level in self.levels:
-            if level.look(self.words, count, usable, look_at, chosen, passed):
-                break
+        total = len(self)
+        most = total if look_at is None else count + look_at
+        if look_at is not None and total < CROWDED:
+            usable = _all_but(self.lists.newest, usable)
+        chosen = list(islice(filter(usable, self.lists.oldest(most)), count))
         if not chosen and look_at is not None:
-            for index in passed:
-                level = self.levels[(self.words[index] & LEVEL) >> LEVEL_AT]
-                level.push(self.words, index)
+            for index in list(self.lists.oldest(most)):
+                self.lists.renew(index)
         return chosen
 
     def _settle(self) -> None:
         """Let the oldest units of levels that hold too much go down by one."""
-        levels, total = self.levels, len(self)
+        counts, total = self.lists.counts, len(self)
         upper = max(0, total * SHARE[0] // SHARE[1] - self.wanted)
         above = 0
-        for number in range(LEVELS - 1, 0, -1):
-            level = levels[number]
-            limit = upper if number < HIGH else min(upper, self.high)
-            down = min(level.live, above + level.live - limit)
+        for level in range(LEVELS - 1, 0, -1):
+            limit = upper if level < HIGH else min(upper, self.high)
+            down = min(counts[level], above + counts[level] - limit)
             if down > 0:
-                level.hand_over(self.words, down, levels[number - 1])
-            above += level.live
-
-    def _forget(self, index: int) -> None:
-        """Nothing is known about a unit any more."""
-        if isinstance(self.words, dict):
-            self.words.pop(index, None)
-        else:
-            self.words[index] = 0
+                self.lists.hand_down(level, down)
+            above += counts[level]
 
     def _forget_ghosts(self) -> int:
         """No more ghosts than we may have, the oldest ones go; how many had come in high."""
-        ghosts = self.ghosts
-        return ghosts.forget(self.words, max(0, ghosts.live - self.max_ghosts), CAME_IN_HIGH)
+        count = self.lists.counts[GHOSTS] - self.max_ghosts
+        return self.lists.forget(count, HIGH) if count > 0 else 0
 
 
 def _all_but(newest: int, usable: Callable[[int], bool]) -> Callable[[int], bool]:
     return lambda index: index != newest and usable(index)
-
-
-def _typecode(pages: int) -> str:
-    """Of an array of unit numbers."""
-    return "Q" if pages >> 32 else "I"

@@ -35,6 +35,14 @@ def library() -> ctypes.CDLL | None:
     found.rf_punch.argtypes = (ctypes.c_int, numbers, count)
     found.rf_protect.argtypes = (ctypes.c_int, numbers, count)
     found.rf_copy.argtypes = (ctypes.c_int, ctypes.c_int, numbers, count, numbers)
+    found.rf_lists_enter.argtypes = (numbers, numbers, count, numbers)
+    found.rf_lists_leave.argtypes = (numbers, numbers, count, ctypes.c_int)
+    found.rf_lists_forget.argtypes = (numbers, count, ctypes.c_uint32)
+    found.rf_lists_hand_down.argtypes = (numbers, ctypes.c_uint32, count)
+    found.rf_lists_oldest.argtypes = (numbers, numbers, count)
+    for function in (found.rf_lists_enter, found.rf_lists_leave, found.rf_lists_hand_down):
+        function.restype = None
+    found.rf_lists_forget.restype = found.rf_lists_oldest.restype = ctypes.c_int64
     for function in (found.rf_punch, found.rf_protect, found.rf_copy):
         function.restype = ctypes.c_int64
     return found

@@ -104,7 +104,7 @@ struct slow {
 
 struct note {
     uint64_t address;
-    int32_t fd, unused;
+    int32_t fd, absent;
 };
 
 struct other {
@@ -323,13 +323,16 @@ static void uncharge(struct mapping *m)
         m->parent->usage -= size;
 }
 
-/* Whether a fault belongs to a stream of readahead: its low and high bound, and whether it is new. */
-static int follows(int64_t *heads, int64_t index)
+/* Whether a fault belongs to a stream of readahead, or is within its bounds by chance.  Of each
+ * stream: its low and high bound, and its marker, or -1 if it is new. */
+enum { NO_STREAM, BY_CHANCE, FOLLOWS };
+static int follows(int64_t *heads, int64_t index, int absent)
 {
-    for (int stream = 0; stream < STREAMS; stream++)
-        if (heads[3 * stream] <= index && index <= heads[3 * stream + 1])
-            return 1;
-    return 0;
+    for (int64_t *head = heads + 3 * (STREAMS - 1); head >= heads; head -= 3)
+        if (head[0] <= index && index <= head[1])
+            return absent && index != head[0] && index != head[1] && index != head[2] ? BY_CHANCE
+                                                                                      : FOLLOWS;
+    return NO_STREAM;
 }
 
 static void begin_stream(int64_t *heads, int64_t index)
@@ -338,7 +341,7 @@ static void begin_stream(int64_t *heads, int64_t index)
     heads[3 * STREAMS] = (stream + 1) % BEGINNINGS;
     heads[3 * stream] = index - 1;
     heads[3 * stream + 1] = index + 1;
-    heads[3 * stream + 2] = 1;
+    heads[3 * stream + 2] = -1;
 }
 
 static void log_unit(struct server *s, int64_t number, int64_t index)
@@ -408,10 +411,11 @@ static int serve_fault(struct server *s, struct client *client, struct uffd_msg 
         s->touched[s->touched_count++] = m;
     }
     if (m->heads && !(kind & WP)) {
-        if (follows(m->heads, index))
-            s->notes[s->notes_count++] =
-                (struct note){.address = address, .fd = uffd};
-        else
+        int found = follows(m->heads, index, entry.asks & READS);
+        if (found == FOLLOWS)
+            s->notes[s->notes_count++] = (struct note){
+                .address = address, .fd = uffd, .absent = (entry.asks & READS) != 0};
+        else if (found == NO_STREAM)
             begin_stream(m->heads, index);
     }
     return OUT;
