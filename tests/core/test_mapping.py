@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import random
+
 import pytest
 
 from helpers.fake_machine import PAGE, StoreFailed, World
+from refault.machine.linux import LinuxMapping
 from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
 from refault.memory.mapping import Mapping, PageError
@@ -20,6 +24,7 @@ from refault.memory.page import (
 )
 from refault.memory.vma import Vma
 from refault.memory.wait import Task
+from refault.native import available
 
 
 class Sleeper(Task):
@@ -188,6 +193,38 @@ def test_changes_are_not_dropped(state: int) -> None:
     mapping.flags[3] = PG_UPTODATE | state
     with pytest.raises(AssertionError):
         mapping.drop([3], ghost=True)
+
+
+@pytest.mark.skipif(not available(), reason="there is no native library, or it is not wanted")
+@pytest.mark.parametrize("dirty_at", [None, 0, 40, 199])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_native_code_enters_the_same_states(dirty_at: int | None, ahead: bool) -> None:
+    dice = random.Random(1)
+    states = [state & ~(PG_DIRTY | PG_WRITEBACK) for state in dice.choices(range(256), k=300)]
+    if not ahead:
+        states = [state & ~PG_AHEAD for state in states]
+    indexes = dice.sample(range(300), 200)
+    if dirty_at is not None:
+        states[indexes[dirty_at]] |= PG_DIRTY
+    touched = bytes(dice.choices([0, 7, 254, 255], k=300))
+    found = []
+    for kind in (Mapping, LinuxMapping):
+        more = {"store": None, "swap": None} if kind is LinuxMapping else {}
+        mapping = kind(
+            1, "it", 300 * PAGE, PAGE, Budget(None), private=False, writable=True, **more
+        )
+        mapping.flags[:] = bytes(states)
+        mapping.touched[:] = touched
+        if dirty_at is None:
+            wasted = mapping._clear(indexes)
+            assert wasted is (ahead and any(states[index] & PG_AHEAD for index in indexes))
+        else:
+            with pytest.raises(AssertionError, match=f"unit {indexes[dirty_at]} of it"):
+                mapping._clear(indexes)
+        found.append((bytes(mapping.flags), bytes(mapping.touched)))
+        if isinstance(mapping, LinuxMapping):
+            os.close(mapping.memfd)
+    assert found[0] == found[1]
 
 
 def test_drop_and_refault() -> None:

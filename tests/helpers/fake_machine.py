@@ -8,14 +8,14 @@ pager's own scheduler, one step at a time where that matters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from refault.fault.callers import FaultOutcome, user_fault
 from refault.fault.flags import FAULT_FLAG_DEFAULT
 from refault.fault.handlers import handle_mm_fault
 from refault.fault.machine import Runs
-from refault.fault.reclaim import reclaim
+from refault.fault.reclaim import reclaim, runs
 from refault.fault.vmf import Fault
 from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
@@ -134,8 +134,8 @@ class FakeMachine:
                 if vma.mapping is mapping and first <= index < last:
                     self.tables[vma, index] = False
 
-    def punch(self, mapping: Mapping, runs: Runs) -> None:
-        for first, last in runs:
+    def punch(self, mapping: Mapping, indexes: Sequence[int]) -> None:
+        for first, last in runs(indexes):
             self.calls.append(("punch", first, last))
             for index in range(first, last):
                 assert not mapping.flags[index] & (PG_DIRTY | PG_WRITEBACK), f"{index} is lost"

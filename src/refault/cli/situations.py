@@ -8,7 +8,7 @@ ends in the pager.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -79,7 +79,7 @@ class World:
     def write_protect(self, mapping: Mapping, runs: Runs) -> None:
         self.did.append("protects it")
 
-    def punch(self, mapping: Mapping, runs: Runs) -> None:
+    def punch(self, mapping: Mapping, indexes: Sequence[int]) -> None:
         self.did.append("evicts another page")
 
     def read_now(self, mapping: Mapping, index: int) -> bool:

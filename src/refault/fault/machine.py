@@ -42,8 +42,8 @@ class Machine(Protocol):
         When it returns no thread can change them any more without a fault.
         """
 
-    def punch(self, mapping: Mapping, runs: Runs) -> None:
-        """Take units out of every page table and free their memory."""
+    def punch(self, mapping: Mapping, indexes: Sequence[int]) -> None:
+        """Take units, in ascending order, out of every page table and free their memory."""
 
     def read_now(self, mapping: Mapping, index: int) -> bool:
         """Fill a locked, charged unit at once, if that needs no waiting.

@@ -17,6 +17,7 @@ outcome; such a fault is for the fault path itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from refault.memory.address_space import AddressSpace
@@ -97,7 +98,7 @@ class _Recorder:
     def write_protect(self, mapping: Mapping, runs: Runs) -> None:
         raise _NotInATable
 
-    def punch(self, mapping: Mapping, runs: Runs) -> None:
+    def punch(self, mapping: Mapping, indexes: Sequence[int]) -> None:
         raise _NotInATable
 
     def submit_read(self, mapping: Mapping, index: int) -> None:

@@ -68,7 +68,7 @@ def _by_size(budget: Budget) -> list[Mapping]:
 def drop_units(machine: Machine, mapping: Mapping, indexes: list[int], *, ghost: bool) -> None:
     """Free clean units; the caller has made sure that nobody else works on them."""
     if indexes:
-        machine.punch(mapping, list(runs(sorted(indexes))))
+        machine.punch(mapping, sorted(indexes))
         mapping.drop(indexes, ghost=ghost)
 
 

@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from refault.errors import StoreError
@@ -35,9 +35,10 @@ from refault.fault import reclaim
 from refault.fault.machine import Runs
 from refault.memory.address_space import AddressSpace
 from refault.memory.budget import Budget
-from refault.memory.mapping import Mapping, PageError
-from refault.memory.page import PG_SWAPPED, PG_WRITEBACK
+from refault.memory.mapping import OUTLIVES, UNSTORED, Mapping, PageError
+from refault.memory.page import PG_AHEAD, PG_SWAPPED, PG_WRITEBACK
 from refault.memory.protection import Image
+from refault.memory.touched import MOST
 from refault.memory.unitlists import UnitLists
 from refault.memory.vma import Vma
 from refault.memory.wait import WaitQueue
@@ -56,7 +57,7 @@ from .uffd import (
     RangeGone,
     Userfaultfd,
 )
-from .unitlists import unit_lists
+from .unitlists import FEW, unit_lists
 from .urgency import Urgency
 
 __all__ = ["LinuxAddressSpace", "LinuxMachine", "LinuxMapping", "Services"]
@@ -161,6 +162,18 @@ def _bytes_ahead(store: Store) -> int:
     return int(getattr(store, "ahead_bytes", wanted))
 
 
+class _DropRecord(ctypes.Structure):
+    """What native code must know of states to enter that memory was given back."""
+
+    _fields_ = (
+        ("forbidden", ctypes.c_uint8),
+        ("kept", ctypes.c_uint8),
+        ("ahead", ctypes.c_uint8),
+        ("most", ctypes.c_uint8),
+        ("wasted", ctypes.c_int32),
+    )
+
+
 class LinuxMapping(Mapping):
     """A mapping with its memfd, its store, and its place in swap.
 
@@ -231,6 +244,22 @@ class LinuxMapping(Mapping):
     @staticmethod
     def unit_lists() -> type[UnitLists]:
         return unit_lists()
+
+    def _clear(self, indexes: Sequence[int]) -> bool:
+        native = library()
+        if native is None or len(indexes) < FEW:
+            return super()._clear(indexes)
+        units = array("q", indexes)
+        what = _DropRecord(UNSTORED, OUTLIVES, PG_AHEAD, MOST, 0)
+        done = native.rf_drop(
+            ctypes.addressof(ctypes.c_char.from_buffer(self.flags)),
+            ctypes.addressof(ctypes.c_char.from_buffer(self.touched)),
+            units.buffer_info()[0],
+            len(units),
+            ctypes.addressof(what),
+        )
+        wasted = super()._clear(indexes[done:])
+        return wasted or bool(what.wasted)
 
     def gate(self) -> None:
         if self.native is not None:
@@ -443,19 +472,16 @@ class LinuxMachine:
             for start, end in ranges[done:]:
                 _protect(uffd, start, end - start)
 
-    def punch(self, mapping: Mapping, runs: Runs) -> None:
+    def punch(self, mapping: Mapping, indexes: Sequence[int]) -> None:
         """Free units, see `Machine.punch`."""
         assert isinstance(mapping, LinuxMapping)
         # Whole units, the last one too: of a page that is punched in part the rest stays, as zeros.
         shift = mapping.page_shift
         done = 0
         if self.native is not None:
-            pairs = array("q")
-            for first, last in runs:
-                pairs.append(first << shift)
-                pairs.append((last - first) << shift)
-            done = self.native.rf_punch(mapping.memfd, pairs.buffer_info()[0], len(runs))
-        for first, last in runs[done:]:
+            units = array("q", indexes)
+            done = self.native.rf_punch(mapping.memfd, shift, units.buffer_info()[0], len(units))
+        for first, last in reclaim.runs(indexes[done:]):
             start, length = first << shift, (last - first) << shift
             if _fallocate(mapping.memfd, _PUNCH_HOLE_KEEP_SIZE, start, length):
                 number = ctypes.get_errno()
@@ -496,7 +522,7 @@ class LinuxMachine:
         """Drop the 0xFF page that a Ctrl-C left in a unit, if there is one."""
         if index in mapping.given_up:
             mapping.take_back(index)
-            self.punch(mapping, [(index, index + 1)])
+            self.punch(mapping, [index])
 
     def submit_read(self, mapping: Mapping, index: int) -> None:
         """Begin to fill a unit, see `Machine.submit_read`.
@@ -618,7 +644,7 @@ class LinuxMachine:
                 start, end = mapping.index_bytes(index)
                 mapping.counters.bytes_read += end - start
             else:
-                self.punch(mapping, [(index, index + 1)])
+                self.punch(mapping, [index])
             mapping.demanded.discard(index)
             mapping.end_read(index, error, permanent=bool(getattr(error, "permanent", False)))
             if error is not None:

@@ -15,7 +15,7 @@ that anybody could be shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from refault.errors import StoreError
@@ -179,9 +179,9 @@ class SimulatedMachine:
                 if index in table:
                     table[index] = False
 
-    def punch(self, mapping: Mapping, runs: Runs) -> None:
+    def punch(self, mapping: Mapping, indexes: Sequence[int]) -> None:
         """Free units, see `Machine.punch`."""
-        for index in _units(runs):
+        for index in indexes:
             if any(self.tables[vma].get(index) for vma in mapping.vmas):
                 raise Violation(f"unit {index} is freed while a thread can still write to it")
             self.memory.pop((mapping.number, index), None)
@@ -251,7 +251,7 @@ class SimulatedMachine:
         mapping, index = io.mapping, io.first
         key = (mapping.number, index)
         if failure:
-            self.punch(mapping, [(index, index + 1)])
+            self.punch(mapping, [index])
             error = StoreError(failure, permanent=failure != "error")
             mapping.end_read(index, error, permanent=error.permanent)
             self.read_failed(mapping, index)

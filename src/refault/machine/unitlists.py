@@ -11,7 +11,7 @@ from typing import Final
 from refault.memory.unitlists import FREE, LEVELS, UnitLists
 from refault.native import library
 
-__all__ = ["NativeUnitLists", "unit_lists"]
+__all__ = ["FEW", "NativeUnitLists", "unit_lists"]
 
 FEW: Final = 8
 """For fewer units it costs less to do it in Python."""

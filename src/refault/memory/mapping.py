@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .budget import Budget
 from .page import (
@@ -36,7 +36,12 @@ from .workingset import WorkingSet
 if TYPE_CHECKING:
     from .vma import Vma
 
-__all__ = ["Counters", "Mapping", "PageError"]
+__all__ = ["OUTLIVES", "UNSTORED", "Counters", "Mapping", "PageError"]
+
+UNSTORED: Final = PG_DIRTY | PG_WRITEBACK
+"""Nobody else has the content of such a unit."""
+OUTLIVES: Final = 0xFF & ~(PG_UPTODATE | PG_AHEAD | PG_READAHEAD)
+"""What of its state is left of a unit whose memory is given back."""
 
 
 class Counters:
@@ -440,24 +445,28 @@ class Mapping:
 
     def drop(self, indexes: Sequence[int], *, ghost: bool) -> None:
         """The memory of units was given back; only store or swap have their content now."""
-        flags, touched = self.flags, self.touched
-        kept = ~(PG_UPTODATE | PG_AHEAD | PG_READAHEAD)
-        wasted = False
-        for index in indexes:
-            state = flags[index]
-            if state & (PG_DIRTY | PG_WRITEBACK):
-                raise AssertionError(f"unit {index} of {self.name} dropped while it is dirty")
-            if state & PG_AHEAD:
-                wasted = True
-            elif touched[index] < MOST:
-                touched[index] += 1
-            flags[index] = state & kept
+        wasted = self._clear(indexes)
         self.working_set.remove_many(indexes, ghost=ghost)
         if wasted and self.readahead is not None:
             self.readahead.wasted()
         if ghost:
             self.counters.evictions += len(indexes)
         self.budget.uncharge(self.page_size * len(indexes))
+
+    def _clear(self, indexes: Sequence[int]) -> bool:
+        """The states of units say that they are absent; returns whether one was read in vain."""
+        flags, touched = self.flags, self.touched
+        wasted = False
+        for index in indexes:
+            state = flags[index]
+            if state & UNSTORED:
+                raise AssertionError(f"unit {index} of {self.name} dropped while it is dirty")
+            if state & PG_AHEAD:
+                wasted = True
+            elif touched[index] < MOST:
+                touched[index] += 1
+            flags[index] = state & OUTLIVES
+        return wasted
 
     @contextmanager
     def holding(self) -> Iterator[None]:

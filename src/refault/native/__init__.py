@@ -32,7 +32,8 @@ def library() -> ctypes.CDLL | None:
     if version != VERSION:
         return None
     numbers, count = ctypes.c_void_p, ctypes.c_int64
-    found.rf_punch.argtypes = (ctypes.c_int, numbers, count)
+    found.rf_punch.argtypes = (ctypes.c_int, ctypes.c_int, numbers, count)
+    found.rf_drop.argtypes = (numbers, numbers, numbers, count, numbers)
     found.rf_protect.argtypes = (ctypes.c_int, numbers, count)
     found.rf_copy.argtypes = (ctypes.c_int, ctypes.c_int, numbers, count, numbers)
     found.rf_lists_enter.argtypes = (numbers, numbers, count, numbers)
@@ -43,7 +44,7 @@ def library() -> ctypes.CDLL | None:
     for function in (found.rf_lists_enter, found.rf_lists_leave, found.rf_lists_hand_down):
         function.restype = None
     found.rf_lists_forget.restype = found.rf_lists_oldest.restype = ctypes.c_int64
-    for function in (found.rf_punch, found.rf_protect, found.rf_copy):
+    for function in (found.rf_punch, found.rf_drop, found.rf_protect, found.rf_copy):
         function.restype = ctypes.c_int64
     return found
 

@@ -1,7 +1,7 @@
-/* The same call for many ranges: pairs of offset (or address) and length.
+/* The same for many units, or for many ranges: pairs of offset (or address) and length.
  *
- * Each returns for how many ranges it was done.  If not for all, errno says why not for the next
- * one; Python takes it from there, and so it is Python that knows what each error means.
+ * Each returns for how many it was done.  If not for all, errno says why not for the next one; Python
+ * takes it from there, and so it is Python that knows what each error means.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -12,12 +12,43 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-int64_t rf_punch(int memfd, const int64_t *ranges, int64_t count)
+int64_t rf_punch(int memfd, int shift, const int64_t *units, int64_t count)
 {
-    for (int64_t i = 0; i < count; i++)
-        if (fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, ranges[2 * i],
-                      ranges[2 * i + 1]))
+    int64_t last;
+    for (int64_t i = 0; i < count; i = last) {
+        for (last = i + 1; last < count && units[last] == units[i] + last - i;)
+            last++;
+        if (fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, units[i] << shift,
+                      (last - i) << shift))
             return i;
+    }
+    return count;
+}
+
+/* What becomes of the state of units whose memory was given back; Python says which bits mean what.
+ * Up to the first one that must not be given back. */
+struct drop {
+    uint8_t forbidden, kept, ahead, most;
+    int32_t wasted; /* how many nobody had touched: the touches of the others are counted */
+};
+
+int64_t rf_drop(uint8_t *flags, uint8_t *touched, const int64_t *units, int64_t count,
+                struct drop *d)
+{
+    for (int64_t i = 0; i < count; i++) {
+        if (i + 8 < count) {
+            __builtin_prefetch(&flags[units[i + 8]], 1);
+            __builtin_prefetch(&touched[units[i + 8]], 1);
+        }
+        uint8_t state = flags[units[i]];
+        if (state & d->forbidden)
+            return i;
+        if (state & d->ahead)
+            d->wasted++;
+        else if (touched[units[i]] < d->most)
+            touched[units[i]]++;
+        flags[units[i]] = state & d->kept;
+    }
     return count;
 }
 

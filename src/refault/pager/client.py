@@ -428,7 +428,7 @@ class Client:
                 if not mapping.flags[index] & PG_READING:
                     mapping.take_back(index)
                 # Else a thread may have filled it already: its end has it read again.
-                self.pager.machine.punch(mapping, [(index, index + 1)])
+                self.pager.machine.punch(mapping, [index])
 
     # -- regions ----------------------------------------------------------------
 
