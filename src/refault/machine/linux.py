@@ -242,8 +242,8 @@ class LinuxMapping(Mapping):
         return memoryview(mmap.mmap(-1, pages, mmap.MAP_PRIVATE))
 
     @staticmethod
-    def unit_lists() -> type[UnitLists]:
-        return unit_lists()
+    def make_lists(pages: int, *, dense: bool) -> UnitLists:
+        return unit_lists(pages, dense=dense)
 
     def _clear(self, indexes: Sequence[int]) -> bool:
         native = library()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from array import array
 from collections.abc import Iterable
 from ctypes import Structure, c_int64, c_void_p
 from typing import Final
 
-from refault.memory.unitlists import FREE, LEVELS, UnitLists
+from refault.memory.unitlists import FREE, LEVELS, NODE, Places, UnitLists
 from refault.native import library
 
 __all__ = ["FEW", "NativeUnitLists", "unit_lists"]
 
 FEW: Final = 8
 """For fewer units it costs less to do it in Python."""
+MOST: Final = 1 << 32
+"""Units of a mapping whose numbers fit."""
 
 
 class _Lists(Structure):
@@ -23,83 +26,130 @@ class _Lists(Structure):
         ("places", c_void_p),
         ("counts", c_void_p),
         ("newest", c_int64),
+        ("mask", c_int64),
     )
 
 
-class NativeUnitLists(UnitLists):
-    """`UnitLists` of a mapping whose units all have a place in an array."""
+class _Hashed:
+    """Places of which most are 0, in a hash table: 8 to 16 bytes a unit, where a dict has 150."""
 
-    __slots__ = ("_found", "_native", "_pointer", "_record")
+    __slots__ = ("_lists", "table")
+
+    def __init__(self, lists: NativeUnitLists) -> None:
+        self._lists = lists
+        self.table = array("I")
+
+    def __getitem__(self, index: int, /) -> int:
+        lists = self._lists
+        return int(lists.native.rf_lists_find(lists.pointer, index))
+
+    def __setitem__(self, index: int, place: int, /) -> None:
+        lists = self._lists
+        lists.native.rf_lists_put(lists.pointer, index, place)
+
+
+class NativeUnitLists(UnitLists):
+    """`UnitLists` whose steps are native code's.
+
+    Attributes
+    ----------
+    few
+        For fewer units a step is done in Python.
+    native
+        The library.
+    pointer
+        Address of what it knows of these lists.
+    """
+
+    __slots__ = ("_record", "few", "native", "pointer")
 
     def __init__(self, pages: int, *, dense: bool) -> None:
-        self._native = None
-        super().__init__(pages, dense=dense)
-        self._found = array("q")
+        native = library()
+        assert native is not None
+        self.native = native
+        self.few = FEW
         self._record = _Lists()
-        self._pointer = ctypes.addressof(self._record)
-        self._native = library() if isinstance(self.places, array) else None
+        self.pointer = ctypes.addressof(self._record)
+        super().__init__(pages, dense=dense)
         self._moved()
+
+    def sparse(self) -> Places:
+        return _Hashed(self)
 
     def _moved(self) -> None:
         """Arrays may be elsewhere in memory."""
-        if self._native is not None and isinstance(self.places, array):
-            self._record.nodes = self.nodes.buffer_info()[0]
-            self._record.places = self.places.buffer_info()[0]
-            self._record.counts = self.counts.buffer_info()[0]
+        record, places = self._record, self.places
+        record.nodes = self.nodes.buffer_info()[0]
+        record.counts = self.counts.buffer_info()[0]
+        if isinstance(places, array):
+            record.places = places.buffer_info()[0]
+            return
+        assert isinstance(places, _Hashed)
+        nodes = len(self.nodes) // NODE
+        if len(places.table) < 2 * nodes:
+            size = 1 << (2 * nodes).bit_length()
+            places.table = array("I", [0]) * size
+            record.places, record.mask = places.table.buffer_info()[0], size - 1
+            self.native.rf_lists_find_places(self.pointer, nodes)
 
     def grow(self, pages: int) -> None:
         super().grow(pages)
-        if self.nodes.typecode != "I":
-            self._native = None
-        self._moved()
+        if pages > MOST:
+            self.few = sys.maxsize
+            if not isinstance(self.places, array):
+                self.places = super().sparse()
+                self.find_places()
+        else:
+            self._moved()
 
     def _make(self, count: int) -> None:
         super()._make(count)
-        self._moved()
+        if self.few == FEW:
+            self._moved()
 
     def enter(self, indexes: Iterable[int]) -> list[int]:
         numbers = array("q", indexes)
-        if self._native is None or len(numbers) < FEW:
+        if len(numbers) < self.few:
             return super().enter(numbers)
         if self.counts[FREE] < len(numbers):
             self._make(len(numbers))
         had = array("q", [0] * LEVELS)
         self._record.newest = self.newest
-        self._native.rf_lists_enter(
-            self._pointer, numbers.buffer_info()[0], len(numbers), had.buffer_info()[0]
+        self.native.rf_lists_enter(
+            self.pointer, numbers.buffer_info()[0], len(numbers), had.buffer_info()[0]
         )
         self.newest = self._record.newest
         return had.tolist()
 
     def leave(self, indexes: Iterable[int], *, ghost: bool) -> None:
         numbers = array("q", indexes)
-        if self._native is None or len(numbers) < FEW:
+        if len(numbers) < self.few:
             super().leave(numbers, ghost=ghost)
         else:
-            self._native.rf_lists_leave(
-                self._pointer, numbers.buffer_info()[0], len(numbers), ghost
-            )
+            self.native.rf_lists_leave(self.pointer, numbers.buffer_info()[0], len(numbers), ghost)
 
     def forget(self, count: int, high: int) -> int:
-        if self._native is None or count < FEW:
+        if count < self.few:
             return super().forget(count, high)
-        return int(self._native.rf_lists_forget(self._pointer, count, high))
+        return int(self.native.rf_lists_forget(self.pointer, count, high))
 
     def hand_down(self, level: int, count: int) -> None:
-        if self._native is None or count < FEW:
+        if count < self.few:
             super().hand_down(level, count)
         else:
-            self._native.rf_lists_hand_down(self._pointer, level, count)
+            self.native.rf_lists_hand_down(self.pointer, level, count)
 
     def oldest(self, count: int) -> Iterable[int]:
         count = min(count, self.resident)
-        if self._native is None or count < FEW:
+        if count < self.few:
             return super().oldest(count)
         found = array("q", bytes(8 * count))
-        many = self._native.rf_lists_oldest(self._pointer, found.buffer_info()[0], count)
+        many = self.native.rf_lists_oldest(self.pointer, found.buffer_info()[0], count)
         return found[:many]
 
 
-def unit_lists() -> type[UnitLists]:
-    """The lists to use: native ones, if there is a library."""
-    return UnitLists if library() is None else NativeUnitLists
+def unit_lists(pages: int, *, dense: bool) -> UnitLists:
+    """The lists to use: native ones, if there is a library, and numbers of units fit."""
+    if library() is None or pages > MOST:
+        return UnitLists(pages, dense=dense)
+    return NativeUnitLists(pages, dense=dense)

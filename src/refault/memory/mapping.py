@@ -260,9 +260,9 @@ class Mapping:
         return bytearray(pages)
 
     @staticmethod
-    def unit_lists() -> type[UnitLists]:
+    def make_lists(pages: int, *, dense: bool) -> UnitLists:
         """The lists in which units wait for eviction; a machine may have faster ones."""
-        return UnitLists
+        return UnitLists(pages, dense=dense)
 
     def set_page_size(self, page_size: int) -> None:
         """Change the size of the units, if nobody works on any: see `refault.memory.units`."""
@@ -295,7 +295,7 @@ class Mapping:
     def _make_working_set(self) -> WorkingSet:
         limit = self.budget.limit
         room = None if limit is None else limit // self.page_size
-        return WorkingSet(self.pages, room, lists=self.unit_lists())
+        return WorkingSet(self.pages, room, lists=self.make_lists)
 
     def budget_changed(self) -> None:
         """The limit of the budget is another one: so are the windows that follow from it."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
-from typing import Final, TypeAlias
+from typing import Final, Protocol
 
 __all__ = ["FREE", "GHOSTS", "LEVELS", "NODE", "Places", "UnitLists"]
 
@@ -35,18 +35,32 @@ CAME_IN_AT: Final = 3
 """The kind of a node is its list, and, shifted by so many bits, the level at which it came in."""
 
 LEAST: Final = 64
-"""So many nodes are made at once, at least."""
+"""So many nodes are made at once, at least,"""
+MOST: Final = 2048
+"""and no more than these unless they are needed: that takes a millisecond."""
 
-Places: TypeAlias = "array[int] | dict[int, int]"
+
+class Places(Protocol):
+    """The place of each unit; 0: it has none."""
+
+    def __getitem__(self, index: int, /) -> int: ...
+
+    def __setitem__(self, index: int, place: int, /) -> None: ...
 
 
 class _Sparse(dict[int, int]):
-    """Places of the units that have one; the others are 0."""
+    """Places of the units that have one."""
 
     __slots__ = ()
 
     def __missing__(self, index: int) -> int:
         return 0
+
+    def __setitem__(self, index: int, place: int, /) -> None:
+        if place:
+            super().__setitem__(index, place)
+        else:
+            self.pop(index, None)
 
 
 class UnitLists:
@@ -74,13 +88,17 @@ class UnitLists:
     __slots__ = ("counts", "newest", "nodes", "places")
 
     def __init__(self, pages: int, *, dense: bool) -> None:
-        self.places: Places = array("I", [0]) * pages if dense else _Sparse()
         self.nodes = array(_typecode(pages))
         for number in range(LISTS):
             begin = number * NODE
             self.nodes.extend((0, begin, begin, number))
         self.counts = array("q", [0] * LISTS)
         self.newest = -1
+        self.places: Places = array("I", [0]) * pages if dense else self.sparse()
+
+    def sparse(self) -> Places:
+        """Places of which most are 0."""
+        return _Sparse()
 
     def grow(self, pages: int) -> None:
         """The mapping has so many units now."""
@@ -88,6 +106,13 @@ class UnitLists:
             self.places.frombytes(bytes((pages - len(self.places)) * self.places.itemsize))
         if self.nodes.typecode != _typecode(pages):
             self.nodes = array(_typecode(pages), self.nodes)
+
+    def find_places(self) -> None:
+        """Enter in `places` where all units are; there are none yet."""
+        nodes, places = self.nodes, self.places
+        for place in range(LISTS * NODE, len(nodes), NODE):
+            if nodes[place + KIND] & LIST != FREE:
+                places[nodes[place + UNIT]] = place
 
     # -- looking ---------------------------------------------------------------
 
@@ -215,25 +240,22 @@ class UnitLists:
         counts[number] += 1
 
     def _drop(self, place: int) -> None:
-        index = self.nodes[place + UNIT]
-        if isinstance(self.places, dict):
-            del self.places[index]
-        else:
-            self.places[index] = 0
+        self.places[self.nodes[place + UNIT]] = 0
         self._move(place, FREE, 0)
 
     def _make(self, count: int) -> None:
         """Make more nodes, `count` at least."""
-        nodes = self.nodes
-        count = max(count, LEAST, len(nodes) // NODE // 4)
-        end = FREE * NODE
-        for place in range(len(nodes), len(nodes) + count * NODE, NODE):
+        nodes, end = self.nodes, FREE * NODE
+        count = max(count, LEAST, min(MOST, len(nodes) // NODE))
+        first = len(nodes)
+        nodes.frombytes(bytes(count * NODE * nodes.itemsize))
+        for place in range(first, len(nodes), NODE):
             last = nodes[end + PREVIOUS]
-            nodes.extend((0, end, last, FREE))
+            nodes[place + NEXT], nodes[place + PREVIOUS], nodes[place + KIND] = end, last, FREE
             nodes[last + NEXT] = nodes[end + PREVIOUS] = place
         self.counts[FREE] += count
 
 
 def _typecode(pages: int) -> str:
     """Of numbers of units, and of places."""
-    return "Q" if pages >> 32 else "I"
+    return "Q" if pages > 1 << 32 else "I"

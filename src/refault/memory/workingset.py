@@ -112,7 +112,7 @@ class WorkingSet:
     __slots__ = ("high", "lists", "max_ghosts", "most_upper", "wanted")
 
     def __init__(
-        self, pages: int, room: int | None = None, *, lists: type[UnitLists] = UnitLists
+        self, pages: int, room: int | None = None, *, lists: Callable[..., UnitLists] = UnitLists
     ) -> None:
         dense = pages <= FEW or (room is not None and pages <= DENSE * room)
         self.lists = lists(pages, dense=dense)

@@ -40,6 +40,11 @@ def library() -> ctypes.CDLL | None:
     found.rf_lists_leave.argtypes = (numbers, numbers, count, ctypes.c_int)
     found.rf_lists_forget.argtypes = (numbers, count, ctypes.c_uint32)
     found.rf_lists_hand_down.argtypes = (numbers, ctypes.c_uint32, count)
+    found.rf_lists_find.argtypes = (numbers, ctypes.c_uint32)
+    found.rf_lists_find.restype = ctypes.c_uint32
+    found.rf_lists_put.argtypes = (numbers, ctypes.c_uint32, ctypes.c_uint32)
+    found.rf_lists_find_places.argtypes = (numbers, count)
+    found.rf_lists_put.restype = found.rf_lists_find_places.restype = None
     found.rf_lists_oldest.argtypes = (numbers, numbers, count)
     for function in (found.rf_lists_enter, found.rf_lists_leave, found.rf_lists_hand_down):
         function.restype = None

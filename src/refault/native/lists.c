@@ -15,15 +15,51 @@ struct node {
 /* Places are counted in numbers, not in nodes. */
 enum { NODE = sizeof(struct node) / sizeof(uint32_t) };
 
+/* `mask`: 0, or there is not a place for each unit, but a hash table of mask + 1 places, of which no more
+ * than half are in use: the unit is looked up where its hash says, and from there on. */
 struct lists {
     uint32_t *nodes, *places;
     int64_t *counts;
-    int64_t newest;
+    int64_t newest, mask;
 };
 
 static struct node *at(struct lists *l, uint32_t place)
 {
     return (struct node *)(l->nodes + place);
+}
+
+static int64_t home(struct lists *l, uint32_t unit)
+{
+    return (int64_t)(unit * UINT64_C(0x9E3779B97F4A7C15) >> 32) & l->mask;
+}
+
+/* Where the place of a unit is written, or is to be written. */
+static uint32_t *place_of(struct lists *l, uint32_t unit)
+{
+    if (!l->mask)
+        return &l->places[unit];
+    int64_t i = home(l, unit);
+    while (l->places[i] && at(l, l->places[i])->unit != unit)
+        i = (i + 1) & l->mask;
+    return &l->places[i];
+}
+
+/* A unit has no place any more.  Those behind it move up, or nobody would find them. */
+static void forget_place(struct lists *l, uint32_t unit)
+{
+    uint32_t *place = place_of(l, unit);
+    if (l->mask && *place) {
+        int64_t gap = place - l->places;
+        for (int64_t i = gap; l->places[i = (i + 1) & l->mask];) {
+            int64_t from = home(l, at(l, l->places[i])->unit);
+            if (((i - from) & l->mask) >= ((i - gap) & l->mask)) {
+                l->places[gap] = l->places[i];
+                gap = i;
+            }
+        }
+        place = &l->places[gap];
+    }
+    *place = 0;
 }
 
 static void move(struct lists *l, uint32_t place, uint32_t list, uint32_t came_in)
@@ -42,27 +78,51 @@ static void move(struct lists *l, uint32_t place, uint32_t list, uint32_t came_i
 
 static void drop(struct lists *l, uint32_t place)
 {
-    l->places[at(l, place)->unit] = 0;
+    forget_place(l, at(l, place)->unit);
     move(l, place, FREE, 0);
 }
 
 static void fetch_ahead(struct lists *l, const int64_t *indexes, int64_t i, int64_t count)
 {
     if (i + 2 * AHEAD < count)
-        __builtin_prefetch(&l->places[indexes[i + 2 * AHEAD]], 1);
+        __builtin_prefetch(&l->places[l->mask ? home(l, indexes[i + 2 * AHEAD])
+                                              : indexes[i + 2 * AHEAD]], 1);
     if (i + AHEAD < count)
-        __builtin_prefetch(at(l, l->places[indexes[i + AHEAD]]), 1);
+        __builtin_prefetch(at(l, l->places[l->mask ? home(l, indexes[i + AHEAD])
+                                                   : indexes[i + AHEAD]]), 1);
+}
+
+uint32_t rf_lists_find(struct lists *l, uint32_t unit)
+{
+    return *place_of(l, unit);
+}
+
+/* `place` 0: it has none. */
+void rf_lists_put(struct lists *l, uint32_t unit, uint32_t place)
+{
+    if (place)
+        *place_of(l, unit) = place;
+    else
+        forget_place(l, unit);
+}
+
+/* Enter in `places` where all units are; there are none yet. */
+void rf_lists_find_places(struct lists *l, int64_t nodes)
+{
+    for (int64_t place = LISTS * NODE; place < nodes * NODE; place += NODE)
+        if ((at(l, place)->kind & LIST) != FREE)
+            *place_of(l, at(l, place)->unit) = place;
 }
 
 /* There are nodes enough.  `had`: for each level, how many had a ghost and had come in there. */
 void rf_lists_enter(struct lists *l, const int64_t *indexes, int64_t count, int64_t *had)
 {
     for (int64_t i = 0; i < count; i++) {
-        uint32_t index = indexes[i], place = l->places[index], level = 0;
+        uint32_t index = indexes[i], *found = place_of(l, index), place = *found, level = 0;
         fetch_ahead(l, indexes, i, count);
         if (!place) {
             place = at(l, FREE * NODE)->next;
-            l->places[index] = place;
+            *found = place;
             at(l, place)->unit = index;
         } else if ((at(l, place)->kind & LIST) == GHOSTS) {
             level = at(l, place)->kind >> CAME_IN_AT;
@@ -79,7 +139,7 @@ void rf_lists_enter(struct lists *l, const int64_t *indexes, int64_t count, int6
 void rf_lists_leave(struct lists *l, const int64_t *indexes, int64_t count, int ghost)
 {
     for (int64_t i = 0; i < count; i++) {
-        uint32_t place = l->places[indexes[i]], kind = at(l, place)->kind;
+        uint32_t place = *place_of(l, indexes[i]), kind = at(l, place)->kind;
         fetch_ahead(l, indexes, i, count);
         if (!place || (kind & LIST) >= GHOSTS)
             continue;
