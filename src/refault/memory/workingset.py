@@ -18,7 +18,7 @@ says that the upper levels are of use: it shrinks by `WEIGHT` units, as far as `
 
 How much the levels from `HIGH` on hold together is adapted as well.  A unit that came in there and
 whose ghost is forgotten is used no more, so others may be, too: they hold one unit less.  For
-a refault of such a unit they hold one more.
+a refault of such a unit they hold one more.  (Both once for all units that come in together.)
 
 Sources: refaults and ghosts are the kernel's (mm/workingset.c, "shadow entries"); two of the levels
 are its inactive and active list (mm/vmscan.c), more of them are its multi-generational LRU
