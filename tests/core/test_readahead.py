@@ -270,8 +270,13 @@ def test_windows_end_where_joined_reads_do(
              if window.last - window.first >= align]  # fmt: skip
     assert bool(large) is (ahead.largest >= align)
     assert not any(end % align for end in large)
-    sizes = {window.last - window.first for window in windows}
+    sizes = [window.last - window.first for window in windows]
     assert ahead.largest - align < max(sizes) <= ahead.largest
+    # A window that is cut off is no reason for smaller ones after it.
+    wanted = ahead.initial
+    for size in sizes[:-1]:
+        assert size > wanted - align
+        wanted = min(ahead.growth * wanted, ahead.largest)
 
 
 def test_window_of_a_store_that_is_far_away_takes_no_more_of_a_budget() -> None:

@@ -107,6 +107,7 @@ class Readahead:
         "align",
         "bound",
         "growth",
+        "grown",
         "heads",
         "initial",
         "largest",
@@ -136,10 +137,12 @@ class Readahead:
         self.align = max(1, run_bytes // page_size)
         self.heads = array("q", [_NOWHERE, _NOWHERE, _NEW] * STREAMS + [0])
         # Of each stream that is not new: whether it goes up (1) or down (-1); its newest window,
-        # where the reader comes to it, and its size, 0 if there is none yet.
+        # where the reader comes to it, and its size, 0 if there is none yet; and what that
+        # would be if the window did not end where a read does.
         self.way = [0] * STREAMS
         self.start = [0] * STREAMS
         self.size = [0] * STREAMS
+        self.grown = [0] * STREAMS
         # When it was used, in uses of all.
         self.used = [0] * STREAMS
         self.uses = 0
@@ -171,7 +174,7 @@ class Readahead:
         """Only ``[window.first, last)`` of a window that goes up is begun."""
         for stream in range(BEGINNINGS, STREAMS):
             if (self.start[stream], self.way[stream]) == (window.first, 1):
-                self.size[stream] = last - window.first
+                self.size[stream] = self.grown[stream] = last - window.first
                 self._expect(stream, self.heads[3 * stream], last)
 
     def wasted(self) -> None:
@@ -215,7 +218,7 @@ class Readahead:
             return []  # in the window before, on the way to the marker
         end = start + size * way
         self.bound = min(self.bound * 2, self.largest)
-        size = min(size * self.growth, self.bound)
+        size = min(self.grown[stream] * self.growth, self.bound)
         found = self._open(stream, mark, end + way * (index == end), size)
         if self.ahead > 1 and size == self.bound and found:
             first = self.start[stream]
@@ -240,6 +243,7 @@ class Readahead:
             if size <= 0:
                 self._end(stream)
                 return []
+        self.grown[stream] = size
         if size >= self.align:
             end = start + size * way
             beyond = (end if way > 0 else ~end) % self.align
