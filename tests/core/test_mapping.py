@@ -217,7 +217,7 @@ def test_native_code_enters_the_same_states(dirty_at: int | None, ahead: bool) -
         mapping.touched[:] = touched
         if dirty_at is None:
             wasted = mapping._clear(indexes)
-            assert wasted is (ahead and any(states[index] & PG_AHEAD for index in indexes))
+            assert wasted == sum(bool(states[index] & PG_AHEAD) for index in indexes)
         else:
             with pytest.raises(AssertionError, match=f"unit {indexes[dirty_at]} of it"):
                 mapping._clear(indexes)
@@ -240,6 +240,20 @@ def test_drop_and_refault() -> None:
     assert state == PG_UPTODATE
     assert mapping.counters.refaults == 1
     assert mapping.counters.evictions == 2
+
+
+@pytest.mark.parametrize("ghost", [True, False])
+def test_what_was_read_in_vain_makes_the_lowest_level_larger(ghost: bool) -> None:
+    """If it was evicted; not if it was dropped because somebody wanted that."""
+    mapping = make(limit=4 * PAGE)
+    for index in range(3):
+        charged(mapping, index)
+        mapping.set_uptodate(index)
+        mapping.unlock_page(index)
+    mapping.flags[0] |= PG_AHEAD
+    mapping.flags[1] |= PG_AHEAD
+    mapping.drop([0, 1, 2], ghost=ghost)
+    assert mapping.working_set.wanted == (2 if ghost else 0)
 
 
 def test_swap_keeps_what_was_dropped() -> None:

@@ -121,16 +121,16 @@ def test_upper_levels_give_way() -> None:
     assert [len(level) for level in levels(units)] == [0, 16, 0, 0]
     units.wanted = 0
     assert units.victims(1, everything) == [0]
-    assert [len(level) for level in levels(units)] == [2, 14, 0, 0]
+    assert [len(level) for level in levels(units)] == [1, 15, 0, 0]
     come_back(units, range(16))
     units.wanted = 0
     units.victims(1, everything)
-    # 7/8 of 16 above the lowest.
-    assert [len(level) for level in levels(units)] == [2, 0, 14, 0]
+    # 15/16 of 16 above the lowest.
+    assert [len(level) for level in levels(units)] == [1, 0, 15, 0]
     come_back(units, range(8))
     units.wanted, units.high = 0, 5
     units.victims(1, everything)
-    assert [len(level) for level in levels(units)] == [2, 9, 0, 5]
+    assert [len(level) for level in levels(units)] == [1, 10, 0, 5]
 
 
 def test_what_came_in_high_and_is_used_no_more_makes_room() -> None:
@@ -152,7 +152,7 @@ def test_what_came_in_high_and_is_used_no_more_makes_room() -> None:
     # Another room: nothing is known yet of what fits there.
     units.high = 0
     units.set_room(16)
-    assert units.high == 14
+    assert units.high == 15
 
 
 def test_unit_that_goes_down_remembers_where_it_came_in() -> None:
@@ -179,9 +179,21 @@ def test_lowest_level_never_wants_more_than_all() -> None:
     units = filled(64, room=16)
     for first in range(0, 64, 8):
         come_back(units, range(first, first + 8))
-    assert units.wanted == 14
+    assert units.wanted == 15
     units.set_room(8)
     assert units.wanted == 7
+
+
+def test_lowest_level_grows_if_what_is_read_ahead_has_no_time() -> None:
+    units = filled(64, room=64)
+    come_back(units, range(32))
+    come_back(units, range(32, 64))
+    units.wanted = 0
+    units.wasted(5)
+    units.victims(1, everything)
+    assert [len(level) for level in levels(units)] == [4 + 5, 60 - 5, 0, 0]
+    units.wasted(100)
+    assert units.wanted == 60
 
 
 # -- what cannot be evicted ----------------------------------------------------------------

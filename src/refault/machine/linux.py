@@ -245,7 +245,7 @@ class LinuxMapping(Mapping):
     def make_lists(pages: int, *, dense: bool) -> UnitLists:
         return unit_lists(pages, dense=dense)
 
-    def _clear(self, indexes: Sequence[int]) -> bool:
+    def _clear(self, indexes: Sequence[int]) -> int:
         native = library()
         if native is None or len(indexes) < FEW:
             return super()._clear(indexes)
@@ -258,8 +258,7 @@ class LinuxMapping(Mapping):
             len(units),
             ctypes.addressof(what),
         )
-        wasted = super()._clear(indexes[done:])
-        return wasted or bool(what.wasted)
+        return int(what.wasted) + super()._clear(indexes[done:])
 
     def gate(self) -> None:
         if self.native is not None:

@@ -446,6 +446,8 @@ class Mapping:
     def drop(self, indexes: Sequence[int], *, ghost: bool) -> None:
         """The memory of units was given back; only store or swap have their content now."""
         wasted = self._clear(indexes)
+        if wasted and ghost:
+            self.working_set.wasted(wasted)
         self.working_set.remove_many(indexes, ghost=ghost)
         if wasted and self.readahead is not None:
             self.readahead.wasted()
@@ -453,16 +455,16 @@ class Mapping:
             self.counters.evictions += len(indexes)
         self.budget.uncharge(self.page_size * len(indexes))
 
-    def _clear(self, indexes: Sequence[int]) -> bool:
-        """The states of units say that they are absent; returns whether one was read in vain."""
+    def _clear(self, indexes: Sequence[int]) -> int:
+        """The states of units say that they are absent; returns how many were read in vain."""
         flags, touched = self.flags, self.touched
-        wasted = False
+        wasted = 0
         for index in indexes:
             state = flags[index]
             if state & UNSTORED:
                 raise AssertionError(f"unit {index} of {self.name} dropped while it is dirty")
             if state & PG_AHEAD:
-                wasted = True
+                wasted += 1
             elif touched[index] < MOST:
                 touched[index] += 1
             flags[index] = state & OUTLIVES

@@ -15,6 +15,8 @@ through the lowest alone.
 How much the lowest level holds is adapted.  A refault of a unit that came in at the lowest level
 says that a larger lowest level would have kept it: it grows by one unit.  A refault of another
 says that the upper levels are of use: it shrinks by `WEIGHT` units, as far as `SHARE` allows.
+That is little, and an eighth of the memory may be read ahead (`refault.memory.readahead`): so for
+each unit that is evicted before anybody has touched it, it grows by one as well.
 
 How much the levels from `HIGH` on hold together is adapted as well.  A unit that came in there and
 whose ghost is forgotten is used no more, so others may be, too: they hold one unit less.  For
@@ -33,28 +35,26 @@ where frequency means nothing (mean of three).  A quarter is resident.
 ===========================  ======  ======  ======  ======  =========
 ..                            4 KiB    long  64 KiB   moves  quicksort
 ===========================  ======  ======  ======  ======  =========
-as it is                       12.8    12.2    25.8    17.1       20.2
-2 levels                       14.2    14.3    28.7    15.6       20.2
-3 levels                       12.8    12.8    26.6    16.5       20.2
-7 levels                       12.8    12.1    25.8    17.1       20.2
-high levels not adapted        12.8    12.2    25.2    20.3       20.2
-`HIGH` 1                       12.8    12.6    28.7    20.5       20.2
-`HIGH` 3                       12.8    12.2    25.2    19.8       20.2
+as it is                       12.8    12.0    25.7    16.5       20.3
+2 levels                       14.3    14.1    28.5    15.1       20.2
+3 levels                       12.8    12.6    26.2    16.4       20.3
+7 levels                       12.8    12.0    25.6    16.5       20.3
+high levels not adapted        12.8    12.0    25.0    19.9       20.3
+`HIGH` 1                       12.8    12.5    28.5    19.9       20.3
+`HIGH` 3                       12.8    12.0    25.0    19.8       20.3
 `SHARE` 3/4                    12.9    12.6    26.1    21.2       19.6
-`SHARE` 15/16                  12.8    12.0    25.7    16.5       20.3
-`WEIGHT` 1                     14.3    13.4    30.1    21.2       19.4
-`WEIGHT` 4                     12.9    12.2    25.8    17.0       20.2
-lowest level not adapted       13.0    12.3    25.8    16.6       24.0
-as many ghosts as units fit    12.5    12.5    25.7    20.3       20.6
-half as many                   13.3    12.3    26.7    16.9       20.1
+`SHARE` 7/8                    12.8    12.2    25.8    17.1       20.2
+`WEIGHT` 1                     14.4    13.4    30.1    21.1       19.4
+`WEIGHT` 4                     12.9    12.0    25.7    16.5       20.4
+lowest level not adapted       13.1    12.1    25.8    18.6       24.5
+as many ghosts as units fit    12.5    12.3    25.4    20.0       20.7
+half as many                   13.3    12.2    26.3    16.8       20.1
 FIFO                           17.2    17.2    32.7    19.1       17.6
 LRU (knows every touch)        14.5    14.5    29.4    11.3       17.9
 ===========================  ======  ======  ======  ======  =========
 
 What is learned is lost in waves: units that became popular at the same time come to the end of the
-levels at the same time.  From million to million it is 11.6 to 13.1.  A `SHARE` of 15/16 is no
-worse here, but an eighth of the memory may be read ahead (`refault.memory.readahead`), and must not
-be evicted before it is touched.
+levels at the same time.  From million to million it is 11.6 to 13.1.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ from .unitlists import GHOSTS, LEVELS, UnitLists
 __all__ = ["WorkingSet"]
 
 HIGH: Final = 2
-SHARE: Final = (7, 8)
+SHARE: Final = (15, 16)
 WEIGHT: Final = 3
 GHOST_SHARE: Final = (3, 4)
 
@@ -171,6 +171,10 @@ class WorkingSet:
             self.wanted = max(0, min(wanted, self.most_upper))
             self.high = min(self.high + sum(others[HIGH - 1 :]), self.most_upper)
         return refaults
+
+    def wasted(self, count: int) -> None:
+        """So many units are to be removed that were read ahead, and that nobody has touched."""
+        self.wanted = min(self.wanted + count, self.most_upper)
 
     def remove(self, index: int, *, ghost: bool) -> None:
         """Take a unit out; `ghost`: remember that it was evicted."""
