@@ -178,33 +178,40 @@ def test_many_threads_on_the_same_pages(tmp_path: pathlib.Path) -> None:
 
 
 def near_a_stream(path: str) -> None:
+    import random
+    import time
+
     import refault
 
-    x = refault.open(path, dtype="u8", page_size=4096)
+    # Of a file that may be written to nothing is mapped instead of read.
+    x = refault.open(path, "r+", dtype="u8", page_size=4096)
     region = refault.region(x)
-    unit = x.strides[0] * 64  # words of a unit
+    unit = 4096 // 8
     for index in range(1000):
         assert x[index * unit] == index * unit
-    # What was read ahead comes to an end.
-    before = region.statistics()
-    while (now := region.statistics()).store_reads > before.store_reads:
-        before = now
-    assert now.readahead > 1000, now
+    before, same = region.statistics().bytes_read, 0
+    while same < 5:  # what was begun ahead comes to its end
+        time.sleep(0.02)
+        now = region.statistics().bytes_read
+        before, same = now, same + 1 if now == before else 0
+    ahead = region.statistics().readahead
+    assert ahead > 1000
     region.evict()
-    for index in [*range(1003, 1900, 2), *range(1900, 1003, -2)]:
+    for index in random.Random(1).sample(range(1003, 15_000), 2000):
         assert x[index * unit] == index * unit
-    assert region.statistics().readahead == now.readahead, (now, region.statistics())
+    # The marker and the ends may be among them, or three neighbours: four windows, and not 28.
+    assert region.statistics().readahead - ahead <= 4 * 512, region.statistics()
 
 
 @pytest.mark.parametrize("native", ["0", "1"])
-def test_touches_in_no_order_near_a_stream_read_nothing_ahead(
+def test_touches_in_no_order_near_a_stream_are_not_its_reader(
     tmp_path: pathlib.Path, native: str
 ) -> None:
-    """However large its windows were: their units are absent, so it is not the reader of it."""
+    """However large its windows are: they do not come where the reader must."""
     import numpy as np
 
     path = tmp_path / "numbers"
-    np.arange(1 << 20, dtype="u8").tofile(path)
+    np.arange(1 << 23, dtype="u8").tofile(path)
     environment = ENVIRONMENT | {"REFAULT_NATIVE": native}
     run_child(near_a_stream, timeout=60, args=[str(path)], env=environment)
 

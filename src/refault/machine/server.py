@@ -117,7 +117,7 @@ class _Slow(Structure):
 
 
 class _Note(Structure):
-    _fields_ = (("address", c_uint64), ("fd", c_int32), ("absent", c_int32))
+    _fields_ = (("address", c_uint64), ("fd", c_int32), ("unused", c_int32))
 
 
 class _Other(Structure):
@@ -317,8 +317,8 @@ class ServedClient:
     uffd
         Descriptor of the userfaultfd.
     on_fault, on_note
-        Called with a fault that is for Python; and with the address of one that was served and
-        belongs to a stream of readahead, and whether its unit was absent.
+        Called with a fault that is for Python, and with the address of one that was served and
+        belongs to a stream of readahead.
     """
 
     def __init__(
@@ -326,7 +326,7 @@ class ServedClient:
         server: Server,
         uffd: int,
         on_fault: Callable[[Fault], None],
-        on_note: Callable[[int, bool], None],
+        on_note: Callable[[int], None],
     ) -> None:
         self.server = server
         self.uffd = uffd
@@ -487,7 +487,7 @@ class Server:
             note = self._notes[number]
             client = self.clients.get(note.fd)
             if client is not None:
-                client.on_note(note.address, bool(note.absent))
+                client.on_note(note.address)
         for number in range(state.slow_count):
             slow = self._slow[number]
             if slow.entry >= 0 and slow.entry not in self._tried:

@@ -371,10 +371,6 @@ class Mapping:
 
     # -- content ------------------------------------------------------------
 
-    def is_absent(self, index: int) -> bool:
-        """Whether the unit is not in memory, and nobody is working on it."""
-        return not self.flags[index] & (PG_UPTODATE | PG_LOCKED)
-
     def set_uptodate(self, index: int) -> None:
         """The memfd now holds the unit's true content (the unit is locked)."""
         self.flags[index] |= PG_UPTODATE

@@ -29,8 +29,8 @@ them, was too large for the memory there is: the bound is halved, and doubles ag
 window that is used.
 
 The windows of a stream can be a large part of a mapping, and then many touches fall into them by
-chance.  Those of a reader in order find units that were read ahead.  So a touch of a unit that is
-*absent* belongs to a stream only where its reader must come by: at the marker and at the ends.
+chance.  So a touch belongs to a stream only where its reader must come by: at the ends, and at the
+marker, or one of the next few units if that was mapped already.
 
 The bounds ``[low, high]`` of the streams and their markers lie in one array of numbers, `heads`,
 which native code reads and writes as well: what it must know is only whether a fault belongs to a
@@ -56,6 +56,9 @@ FILE_WINDOW_BYTES = 128 << 20
 BEGINNINGS = 8
 STREAMS = 16
 """Beginnings included: they are the first ones."""
+
+NEAR = 8
+"""So many units after the marker may be mapped already."""
 
 _NEXT = 3 * STREAMS
 _NOWHERE = -4
@@ -147,22 +150,14 @@ class Readahead:
         self.used = [0] * STREAMS
         self.uses = 0
 
-    def windows(self, index: int, *, absent: bool = False) -> list[Window]:
-        """Note a fault at `index`; what to begin to read, in this order.
-
-        Parameters
-        ----------
-        index
-            The unit.
-        absent
-            Whether it was not in memory, and nobody was reading it.
-        """
+    def windows(self, index: int) -> list[Window]:
+        """Note a fault at `index`; what to begin to read, in this order."""
         heads = self.heads
         for stream in reversed(range(STREAMS)):
             low, high, mark = heads[3 * stream : 3 * stream + 3]
             if low <= index <= high:
-                by_chance = absent and index not in (low, high, mark)
-                return [] if by_chance else self._follow(stream, index)
+                near = abs(index - mark) <= NEAR
+                return self._follow(stream, index) if near or index in (low, high) else []
         if index <= AT_BEGINNING and self.ahead > 1 and self.largest:
             return self._establish(index, 1)
         stream = heads[_NEXT]

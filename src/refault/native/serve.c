@@ -50,7 +50,7 @@ struct uffdio_continue {
 #define RWF_NOWAIT 8
 #endif
 
-enum { PAGE = 4096, BEGINNINGS = 8, STREAMS = 16, MESSAGES = 64, EVENTS = 64, OUTCOMES = 32 };
+enum { PAGE = 4096, BEGINNINGS = 8, STREAMS = 16, NEAR = 8, MESSAGES = 64, EVENTS = 64, OUTCOMES = 32 };
 enum { SMALLEST_SHIFT = 12, SIZES = 10 };
 enum { CONTINUE_WP = 2, COPY_WP = 2, WRITE = 1, WP = 2 };
 enum { COPY_TRIES = 64 };
@@ -104,7 +104,7 @@ struct slow {
 
 struct note {
     uint64_t address;
-    int32_t fd, absent;
+    int32_t fd, unused;
 };
 
 struct other {
@@ -326,12 +326,14 @@ static void uncharge(struct mapping *m)
 /* Whether a fault belongs to a stream of readahead, or is within its bounds by chance.  Of each
  * stream: its low and high bound, and its marker, or -1 if it is new. */
 enum { NO_STREAM, BY_CHANCE, FOLLOWS };
-static int follows(int64_t *heads, int64_t index, int absent)
+static int follows(int64_t *heads, int64_t index)
 {
     for (int64_t *head = heads + 3 * (STREAMS - 1); head >= heads; head -= 3)
         if (head[0] <= index && index <= head[1])
-            return absent && index != head[0] && index != head[1] && index != head[2] ? BY_CHANCE
-                                                                                      : FOLLOWS;
+            return index == head[0] || index == head[1] ||
+                           (index >= head[2] - NEAR && index <= head[2] + NEAR)
+                       ? FOLLOWS
+                       : BY_CHANCE;
     return NO_STREAM;
 }
 
@@ -411,10 +413,10 @@ static int serve_fault(struct server *s, struct client *client, struct uffd_msg 
         s->touched[s->touched_count++] = m;
     }
     if (m->heads && !(kind & WP)) {
-        int found = follows(m->heads, index, entry.asks & READS);
+        int found = follows(m->heads, index);
         if (found == FOLLOWS)
-            s->notes[s->notes_count++] = (struct note){
-                .address = address, .fd = uffd, .absent = (entry.asks & READS) != 0};
+            s->notes[s->notes_count++] =
+                (struct note){.address = address, .fd = uffd};
         else if (found == NO_STREAM)
             begin_stream(m->heads, index);
     }

@@ -51,15 +51,9 @@ AGAIN_LATER = 0.001
 
 
 class FaultTask(PagerTask):
-    """A thread's fault that is being handled.
+    """A thread's fault that is being handled."""
 
-    Attributes
-    ----------
-    absent
-        Whether the unit was not in memory, and nobody was reading it.
-    """
-
-    __slots__ = ("absent", "address", "client", "duplicates", "flags", "key", "timer")
+    __slots__ = ("address", "client", "duplicates", "flags", "key", "timer")
 
     def __init__(self, client: Client, key: tuple[int, int], address: int, flags: int) -> None:
         super().__init__(client.pager.loop.scheduler, f"thread {key[0]}", client.fault_waits)
@@ -67,7 +61,6 @@ class FaultTask(PagerTask):
         self.key = key
         self.address = address
         self.flags = flags
-        self.absent = False
         self.duplicates = 0
         self.timer: Any = None
 
@@ -233,9 +226,6 @@ class Client:
         """Begin to handle a fault."""
         assert self.mm is not None
         self.faults[task.key] = task
-        vma = self.mm.find(task.address)
-        if vma is not None:
-            task.absent = vma.mapping.is_absent(vma.index_of(task.address))
         task.scheduler.spawn(
             task,
             user_fault(
@@ -283,20 +273,19 @@ class Client:
             else:
                 self.wake(task.address)
         elif not vma.detached and not task.flags & FAULT_WP:
-            self.follow_stream(vma, task.address, task.absent)
+            self.follow_stream(vma, task.address)
 
-    def on_served(self, address: int, absent: bool) -> None:
+    def on_served(self, address: int) -> None:
         """Native code has served a fault that belongs to a stream of readahead."""
         vma = self.mm.find(address) if self.mm is not None else None
         if vma is not None:
-            self.follow_stream(vma, address, absent)
+            self.follow_stream(vma, address)
 
-    def follow_stream(self, vma: Vma, address: int, absent: bool) -> None:
+    def follow_stream(self, vma: Vma, address: int) -> None:
         """A fault was served: read ahead, if it belongs to a stream."""
         ahead = vma.mapping.readahead
-        if ahead is not None:
-            for window in ahead.windows(vma.index_of(address), absent=absent):
-                self.read_ahead(vma, window)
+        for window in ahead.windows(vma.index_of(address)) if ahead is not None else ():
+            self.read_ahead(vma, window)
 
     def read_ahead(self, vma: Vma, window: Window) -> None:
         """Begin to read a window, behind everything that is waiting now.
