@@ -14,7 +14,7 @@ import os
 
 __all__ = ["VERSION", "available", "library"]
 
-VERSION = 1
+VERSION = 2
 """Of the interface; a library that says another number is not used."""
 
 
