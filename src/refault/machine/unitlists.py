@@ -9,15 +9,13 @@ from collections.abc import Iterable
 from ctypes import Structure, c_int64, c_void_p
 from typing import Final
 
-from refault.memory.unitlists import FREE, LEVELS, NODE, Places, UnitLists
+from refault.memory.unitlists import FREE, LEVELS, NARROW, NODE, Places, UnitLists
 from refault.native import library
 
 __all__ = ["FEW", "NativeUnitLists", "unit_lists"]
 
 FEW: Final = 8
 """For fewer units it costs less to do it in Python."""
-MOST: Final = 1 << 32
-"""Units of a mapping whose numbers fit."""
 
 
 class _Lists(Structure):
@@ -33,19 +31,18 @@ class _Lists(Structure):
 class _Hashed:
     """Places of which most are 0, in a hash table: 8 to 16 bytes a unit, where a dict has 150."""
 
-    __slots__ = ("_lists", "table")
+    __slots__ = ("_native", "_pointer", "table")
 
-    def __init__(self, lists: NativeUnitLists) -> None:
-        self._lists = lists
+    def __init__(self, native: ctypes.CDLL, pointer: int) -> None:
+        self._native = native
+        self._pointer = pointer
         self.table = array("I")
 
     def __getitem__(self, index: int, /) -> int:
-        lists = self._lists
-        return int(lists.native.rf_lists_find(lists.pointer, index))
+        return int(self._native.rf_lists_find(self._pointer, index))
 
     def __setitem__(self, index: int, place: int, /) -> None:
-        lists = self._lists
-        lists.native.rf_lists_put(lists.pointer, index, place)
+        self._native.rf_lists_put(self._pointer, index, place)
 
 
 class NativeUnitLists(UnitLists):
@@ -74,7 +71,7 @@ class NativeUnitLists(UnitLists):
         self._moved()
 
     def sparse(self) -> Places:
-        return _Hashed(self)
+        return _Hashed(self.native, self.pointer)
 
     def _moved(self) -> None:
         """Arrays may be elsewhere in memory."""
@@ -83,10 +80,8 @@ class NativeUnitLists(UnitLists):
         record.counts = self.counts.buffer_info()[0]
         if isinstance(places, array):
             record.places = places.buffer_info()[0]
-            return
-        assert isinstance(places, _Hashed)
         nodes = len(self.nodes) // NODE
-        if len(places.table) < 2 * nodes:
+        if isinstance(places, _Hashed) and len(places.table) < 2 * nodes:
             size = 1 << (2 * nodes).bit_length()
             places.table = array("I", [0]) * size
             record.places, record.mask = places.table.buffer_info()[0], size - 1
@@ -94,18 +89,16 @@ class NativeUnitLists(UnitLists):
 
     def grow(self, pages: int) -> None:
         super().grow(pages)
-        if pages > MOST:
+        if pages > NARROW:
             self.few = sys.maxsize
-            if not isinstance(self.places, array):
+            if isinstance(self.places, _Hashed):
                 self.places = super().sparse()
                 self.find_places()
-        else:
-            self._moved()
+        self._moved()
 
     def _make(self, count: int) -> None:
         super()._make(count)
-        if self.few == FEW:
-            self._moved()
+        self._moved()
 
     def enter(self, indexes: Iterable[int]) -> list[int]:
         numbers = array("q", indexes)
@@ -150,6 +143,6 @@ class NativeUnitLists(UnitLists):
 
 def unit_lists(pages: int, *, dense: bool) -> UnitLists:
     """The lists to use: native ones, if there is a library, and numbers of units fit."""
-    if library() is None or pages > MOST:
+    if library() is None or pages > NARROW:
         return UnitLists(pages, dense=dense)
     return NativeUnitLists(pages, dense=dense)

@@ -154,9 +154,9 @@ class Readahead:
         """Note a fault at `index`; what to begin to read, in this order."""
         heads = self.heads
         for stream in reversed(range(STREAMS)):
-            low, high, mark = heads[3 * stream : 3 * stream + 3]
+            low, high = heads[3 * stream], heads[3 * stream + 1]
             if low <= index <= high:
-                near = abs(index - mark) <= NEAR
+                near = abs(index - heads[3 * stream + 2]) <= NEAR
                 return self._follow(stream, index) if near or index in (low, high) else []
         if index <= AT_BEGINNING and self.ahead > 1 and self.largest:
             return self._establish(index, 1)

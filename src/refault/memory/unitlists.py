@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Final, Protocol
 
-__all__ = ["FREE", "GHOSTS", "LEVELS", "NODE", "Places", "UnitLists"]
+__all__ = ["FREE", "GHOSTS", "LEVELS", "NARROW", "NODE", "Places", "UnitLists"]
 
 LEVELS: Final = 4
 GHOSTS: Final = LEVELS
@@ -38,6 +38,10 @@ LEAST: Final = 64
 """So many nodes are made at once, at least,"""
 MOST: Final = 2048
 """and no more than these unless they are needed: that takes a millisecond."""
+
+
+NARROW: Final = 1 << 32
+"""Units of a mapping whose numbers fit into 32 bits."""
 
 
 class Places(Protocol):
@@ -164,7 +168,7 @@ class UnitLists:
             if not place:
                 place = nodes[_FREE + NEXT]
                 if place == _FREE:
-                    self._make(LEAST)
+                    self._make(1)
                     place = nodes[_FREE + NEXT]
                 after = nodes[place + NEXT]
                 nodes[_FREE + NEXT], nodes[after + PREVIOUS] = after, _FREE
@@ -245,7 +249,7 @@ class UnitLists:
 
     def _make(self, count: int) -> None:
         """Make more nodes, `count` at least."""
-        nodes, end = self.nodes, FREE * NODE
+        nodes, end = self.nodes, _FREE
         count = max(count, LEAST, min(MOST, len(nodes) // NODE))
         first = len(nodes)
         nodes.frombytes(bytes(count * NODE * nodes.itemsize))
@@ -258,4 +262,4 @@ class UnitLists:
 
 def _typecode(pages: int) -> str:
     """Of numbers of units, and of places."""
-    return "Q" if pages > 1 << 32 else "I"
+    return "Q" if pages > NARROW else "I"

@@ -50,7 +50,8 @@ struct uffdio_continue {
 #define RWF_NOWAIT 8
 #endif
 
-enum { PAGE = 4096, BEGINNINGS = 8, STREAMS = 16, NEAR = 8, MESSAGES = 64, EVENTS = 64, OUTCOMES = 32 };
+enum { PAGE = 4096, MESSAGES = 64, EVENTS = 64, OUTCOMES = 32 };
+enum { BEGINNINGS = 8, STREAMS = 16, NEAR = 8 };
 enum { SMALLEST_SHIFT = 12, SIZES = 10 };
 enum { CONTINUE_WP = 2, COPY_WP = 2, WRITE = 1, WP = 2 };
 enum { COPY_TRIES = 64 };
