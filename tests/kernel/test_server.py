@@ -285,3 +285,33 @@ def test_room_is_made_before_native_code_needs_it(tmp_path: pathlib.Path) -> Non
     path = tmp_path / "fives"
     path.write_bytes(b"\5" * (16 << 20))
     run_child(pressed, timeout=60, args=[str(path)], env=ENVIRONMENT)
+
+
+def spread_out() -> None:
+    """16 TiB, a unit here and there: what the pager needs for each is one page of states."""
+    import pathlib
+
+    import refault
+    from refault.client.connection import current
+
+    x = refault.zeros(16 << 40, "u1", page_size="64KiB")
+    connection = current()
+    assert connection is not None
+
+    def page_faults() -> int:
+        stat = pathlib.Path(f"/proc/{connection.pager}/stat").read_text()
+        return int(stat.rpartition(")")[2].split()[7])
+
+    step = len(x) // 2000
+    for index in range(100):
+        assert x[index * step] == 0
+    before = page_faults()
+    for index in range(100, 2000):
+        assert x[index * step] == 0
+    seen = refault.region(x).statistics()
+    assert seen.native > 1900, seen
+    assert 1900 <= page_faults() - before <= 1900 * 1.25, page_faults() - before
+
+
+def test_one_page_of_states_for_a_unit_in_a_sparse_region() -> None:
+    run_child(spread_out, timeout=60, env=ENVIRONMENT)

@@ -347,6 +347,16 @@ static void begin_stream(int64_t *heads, int64_t index)
     heads[3 * stream + 2] = -1;
 }
 
+/* The state of a unit.  Most states are changed once they have been looked at; so this counts as a
+ * write from the beginning, for where no unit was ever touched, a read would map the page of zeros,
+ * and the write after it would be another page fault of our own, which takes that away again. */
+static uint8_t state_of(struct mapping *m, int64_t index)
+{
+    uint8_t state = 0;
+    __atomic_compare_exchange_n(&m->flags[index], &state, 0, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    return state;
+}
+
 static void log_unit(struct server *s, int64_t number, int64_t index)
 {
     s->log[2 * s->log_count] = number;
@@ -372,7 +382,7 @@ static int serve_fault(struct server *s, struct client *client, struct uffd_msg 
         return -1;
     int writes = (kind & (WRITE | WP)) != 0;
     int held = writes && m->tracked == PROTECTED && !(m->copied && m->copied[index]);
-    int which = held << 12 | (vma->writable != 0) << 11 | kind << 8 | m->flags[index];
+    int which = held << 12 | (vma->writable != 0) << 11 | kind << 8 | state_of(m, index);
     struct entry entry = s->table[which];
     if (!entry.asks)
         return which;
