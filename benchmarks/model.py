@@ -58,10 +58,13 @@ class Contender:
     ----------
     run
         Measures once.  It raises `Missing` if it cannot.
+    end
+        Called when a comparison is over.
     """
 
     name: str
     run: Callable[[], Sample]
+    end: Callable[[], None] = lambda: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +117,9 @@ class Comparison:
         Name of the contender that the others' ratios are printed against.
     once
         One round is enough: what is counted is the same every time.
+    slices
+        So many rounds, short ones, of contenders that stay; 0: as many as are asked for.  Of their
+        ranges the middle half is told.
     compact
         Print medians alone.
     series
@@ -133,5 +139,6 @@ class Comparison:
     lines: Mapping[str, str] = dataclasses.field(default_factory=dict)
     x_label: str = ""
     once: bool = False
+    slices: int = 0
     compact: bool = False
     plotted: Sequence[str] = ()

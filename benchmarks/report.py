@@ -19,7 +19,9 @@ def as_text(outcome: Outcome) -> str:
 
 def _lines(outcome: Outcome) -> Iterator[str]:
     comparison = outcome.comparison
-    yield comparison.title
+    middle = comparison.slices > 0
+    note = f" ({comparison.slices} slices in turn; ranges: the middle half)" if middle else ""
+    yield comparison.title + note
     rows = [["", *(f"{m.name} ({m.unit})" if m.unit else m.name for m in comparison.measures)]]
     baseline = comparison.baseline
     compared = baseline in outcome.samples
@@ -36,11 +38,11 @@ def _lines(outcome: Outcome) -> Iterator[str]:
             if any(measure.name not in sample for sample in samples):
                 row.append("-")
                 continue
-            found = spread([sample[measure.name] for sample in samples])
+            found = spread([sample[measure.name] for sample in samples], middle=middle)
             row.append(form.format(*(f"{value:,.{measure.digits}f}" for value in found)))
         if compared and baseline is not None:
             others = [sample[first] for sample in outcome.samples[baseline]]
-            found_ratio = ratio([sample[first] for sample in samples], others)
+            found_ratio = ratio([sample[first] for sample in samples], others, middle=middle)
             row.append(form.format(*(f"{value:.2f}" for value in found_ratio)))
         rows.append(row)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

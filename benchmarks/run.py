@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 
@@ -38,6 +39,13 @@ def measure(comparison: Comparison, rounds: int, *, warm_up: bool) -> Outcome:
     """
     if comparison.once:
         rounds, warm_up = 1, False
+    with contextlib.ExitStack() as stack:
+        for one in comparison.contenders:
+            stack.callback(one.end)
+        return _measure(comparison, comparison.slices or rounds, warm_up=warm_up)
+
+
+def _measure(comparison: Comparison, rounds: int, *, warm_up: bool) -> Outcome:
     samples: dict[str, list[Sample]] = {one.name: [] for one in comparison.contenders}
     missing: dict[str, str] = {}
     for number in range(-1 if warm_up else 0, rounds):

@@ -15,7 +15,7 @@ __all__ = ["Ratio", "Spread", "Verdict", "judge", "latencies", "ratio", "spread"
 
 
 class Spread(NamedTuple):
-    """Median, least and greatest value of all rounds."""
+    """Median, least and greatest value of all rounds, or of the middle half of them."""
 
     median: float
     low: float
@@ -23,7 +23,7 @@ class Spread(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """Ratio of two medians, and the least and greatest ratio within one round."""
+    """Ratio of two medians, and the range of the ratios within a round."""
 
     of_medians: float
     low: float
@@ -38,15 +38,21 @@ class Verdict(NamedTuple):
     met: bool | None
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Summarise the values of all rounds."""
-    return Spread(statistics.median(values), min(values), max(values))
+def spread(values: Sequence[float], *, middle: bool = False) -> Spread:
+    """Summarise the values of all rounds; `middle`: the range is that of the middle half."""
+    return Spread(statistics.median(values), *_range(values, middle=middle))
 
 
-def ratio(values: Sequence[float], others: Sequence[float]) -> Ratio:
+def ratio(values: Sequence[float], others: Sequence[float], *, middle: bool = False) -> Ratio:
     """Compare two contenders; values of the same round stand at the same place."""
     pairs = [one / other for one, other in zip(values, others, strict=True)]
-    return Ratio(statistics.median(values) / statistics.median(others), min(pairs), max(pairs))
+    medians = statistics.median(values) / statistics.median(others)
+    return Ratio(medians, *_range(pairs, middle=middle))
+
+
+def _range(values: Sequence[float], *, middle: bool) -> tuple[float, float]:
+    low, high = np.percentile(values, (25, 75) if middle else (0, 100))
+    return float(low), float(high)
 
 
 def judge(goal: Goal, samples: Mapping[str, Sequence[Sample]]) -> Verdict:

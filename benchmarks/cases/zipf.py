@@ -7,19 +7,15 @@ counted: the most popular pages are touched in the file's order until the memory
 some turnovers of the memory for it, and what it has learned comes and goes in waves at first
 (`refault.memory.workingset`).
 
-Compared: refault with 4 KiB units (what fits the pattern), the same with plain first-in-first-out
-eviction in the pager (its `WorkingSet` replaced by `benchmarks.pagers.Fifo`, nothing else),
-and with default settings; `np.memmap` in a memory cgroup of the same bound, as it is and with
-MADV_RANDOM (no readahead: what fits the pattern).
+Compared: refault with 4 KiB units (what fits the pattern), and with default settings; `np.memmap`
+in a memory cgroup of the same bound, as it is and with MADV_RANDOM (no readahead: what fits the
+pattern).
 
 What is not the same: a page that refault has evicted may still be in the kernel's page cache, which
 its bound does not count.  So there is also refault *with all of it in the same cgroup* (3/4 of the
 bound resident, the rest for the interpreters and page cache).  In the cgroups the file is out of
 the page cache at the beginning; for the others it is in it.  One whose page cache is not bounded
-reads from memory, the others from the disk: compare within each kind.  *From the disk*: refault
-with 4 KiB units again, and with FIFO, when the file is dropped from the page cache four times a
-second while it is counted (not before).  So what a choice of what to evict is worth can be
-compared where a miss costs little, and where it costs a read of the disk.
+reads from memory, the others from the disk: compare within each kind.
 
 Nor is the number of reads the same. What is not counted ends after 24 million reads or
 `WARM_SECONDS`, what is counted after four million or `SECONDS`, whichever comes first: with the
@@ -28,6 +24,13 @@ hour. A throughput is a rate, and "reads" tells how many it is from; but who is 
 reads to bring eviction to its steady state too, and has more of the most popular pages still in
 memory, which is to its advantage.
 
+*Eviction*: refault with 4 KiB units against the same with plain first-in-first-out eviction in the
+pager (its `WorkingSet` replaced by `benchmarks.pagers.Fifo`, nothing else).  They differ by a third
+at most, and a shared machine by as much from one minute to the next; so both are brought to their
+steady state, and then go on in turn, in slices of 300,000 reads.  From memory, where a miss costs
+little, and *from the disk*, where it costs a read: there the file is dropped from the page cache
+four times a second while it is counted.
+
 Which accesses miss, by policy of eviction, without any clock: `benchmarks.cases.policies`.
 """
 
@@ -35,16 +38,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import mmap
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.child import contender
+from benchmarks.child import contender, staying
 from benchmarks.files import drop, numbers_file, warm
 from benchmarks.machine import warm_memory
 from benchmarks.model import Comparison, Contender, Goal, Measure, Settings
@@ -52,7 +56,10 @@ from benchmarks.pagers import use_fifo_pager
 from benchmarks.stats import latencies
 from benchmarks.touch import Offsets, Touched, Toucher, scattered, zipf
 
-__all__ = ["comparisons", "read_memmap", "read_refault"]
+if TYPE_CHECKING:
+    import refault
+
+__all__ = ["comparisons", "read_in_slices", "read_memmap", "read_refault"]
 
 MIB = 1 << 20
 PAGE = 4096
@@ -67,6 +74,10 @@ eviction that learns is not better than FIFO yet: 16.9 misses of 100 reads again
 after 24 million (simulated)."""
 SECONDS = 12.0
 """How long those that are counted may take."""
+SLICES, SLICE, SLICE_SECONDS = 40, 300_000, 3.0
+"""How many slices, how many reads are in one, and how long it may take."""
+SLICES_WARM = 80
+"""So many times as many reads as are in a slice go before the first."""
 DROP_SECONDS = 0.25
 FIRST, MOST = 1_000, 64_000
 """Reads between two looks at the clock: at first, and at most."""
@@ -81,9 +92,8 @@ def comparisons(settings: Settings) -> Iterator[Comparison]:
     base: dict[str, Any] = {"path": str(path), "size": size, "touches": touches}
     hot, cold = functools.partial(warm, path), functools.partial(drop, path)
 
-    def ours(name: str, page: int | None, *, fifo: bool = False, disk: bool = False) -> Contender:
-        arguments = base | {"page": page, "fifo": fifo, "disk": disk}
-        return contender(name, read_refault, before=hot, resident=resident, **arguments)
+    def ours(name: str, page: int | None, room: int, **more: Any) -> Contender:
+        return contender(name, read_refault, resident=room, page=page, **base, **more)
 
     def mapped(name: str, *, random: bool) -> Contender:
         return contender(
@@ -104,46 +114,42 @@ def comparisons(settings: Settings) -> Iterator[Comparison]:
         Measure("missed", "%"),
     ]
     bounded = f"memmap in {bound >> 20} MiB"
-    fifo, strict = "refault, 4 KiB units, FIFO", f"refault, 4 KiB units, all in {bound >> 20} MiB"
+    small, strict = "refault, 4 KiB units", f"refault, 4 KiB units, all in {bound >> 20} MiB"
+    title = f"Zipf({EXPONENT}) over {size >> 20} MiB in {resident >> 20} MiB"
     yield Comparison(
-        f"Zipf({EXPONENT}) over {size >> 20} MiB in {resident >> 20} MiB, {THREADS} threads",
+        f"{title}, {THREADS} threads",
         [
-            ours("refault, 4 KiB units", PAGE),
-            ours(fifo, PAGE, fifo=True),
-            ours("refault", None),
+            ours(small, PAGE, resident, before=hot),
+            ours("refault", None, resident, before=hot),
             mapped(bounded, random=False),
             mapped(f"{bounded}, MADV_RANDOM", random=True),
-            contender(
-                strict,
-                read_refault,
-                before=cold,
-                group=bound,
-                resident=resident * 3 // 4,
-                page=PAGE,
-                fifo=False,
-                disk=False,
-                **base,
-            ),
+            ours(strict, PAGE, resident * 3 // 4, before=cold, group=bound),
         ],
         measures,
         [
             Goal("refault", "throughput", bounded, at_least=1.0),
-            Goal("refault, 4 KiB units", "throughput", bounded, at_least=1.0),
+            Goal(small, "throughput", bounded, at_least=1.0),
             Goal(strict, "throughput", bounded, at_least=1.0),
-            Goal("refault, 4 KiB units", "throughput", fifo, at_least=1.3),
         ],
         baseline=bounded,
     )
-    yield Comparison(
-        f"Zipf({EXPONENT}) over {size >> 20} MiB in {resident >> 20} MiB, from the disk",
-        [
-            ours("refault, 4 KiB units", PAGE, disk=True),
-            ours(fifo, PAGE, fifo=True, disk=True),
-        ],
-        measures,
-        [Goal("refault, 4 KiB units", "throughput", fifo, at_least=1.3)],
-        baseline=fifo,
-    )
+    for where, disk in (("from memory", False), ("from the disk", True)):
+        sliced = base | {
+            "touches": settings.size(SLICE, 5_000),
+            "resident": resident,
+            "disk": disk,
+        }
+        yield Comparison(
+            f"{title}, {THREADS} threads: eviction, {where}",
+            [
+                staying(small, read_in_slices, before=hot, fifo=False, **sliced),
+                staying("FIFO", read_in_slices, before=hot, fifo=True, **sliced),
+            ],
+            measures,
+            [Goal(small, "throughput", "FIFO", at_least=1.3)],
+            baseline="FIFO",
+            slices=settings.size(SLICES, 2),
+        )
 
 
 def zipf_offsets(size: int, count: int, seed: int) -> Offsets:
@@ -155,37 +161,49 @@ def zipf_offsets(size: int, count: int, seed: int) -> Offsets:
 
 
 def read_refault(
-    path: str,
-    size: int,
-    touches: int,
-    resident: int,
-    page: int | None,
-    fifo: bool,
-    disk: bool,
+    path: str, size: int, touches: int, resident: int, page: int | None
 ) -> dict[str, float]:
     """Read from a region."""
+    import refault
+
+    warm_memory(resident // 2)
+    array = refault.open(path, dtype="u8", resident=resident, page_size=page)
+    region = refault.region(array)
+    before: list[int] = []
+    found = _read(array, size, touches, resident, lambda: before.append(region.statistics().faults))
+    return found | _missed(region, before[0], found["reads"], resident)
+
+
+def read_in_slices(
+    path: str, size: int, touches: int, resident: int, fifo: bool, disk: bool
+) -> Iterator[dict[str, float]]:
+    """Read from a region, and go on doing so, `touches` at a time."""
     import refault
 
     if fifo:
         use_fifo_pager()
     warm_memory(resident // 2)
-    array = refault.open(path, dtype="u8", resident=resident, page_size=page)
+    array = refault.open(path, dtype="u8", resident=resident, page_size=PAGE)
     region = refault.region(array)
-    before: list[int] = []
-    dropping = contextlib.ExitStack()
+    toucher = Toucher(array, words=RECORD // 8)
+    _warm_up(toucher, size, resident, SLICES_WARM * touches)
+    for number in itertools.count():
+        offsets = zipf_offsets(size, touches, 20 + number)
+        before = region.statistics().faults
+        with _dropping(path) if disk else contextlib.nullcontext():
+            found = _counted(_touch_for_a_while(toucher, offsets, SLICE_SECONDS))
+        yield found | _missed(region, before, found["reads"], resident, fifo=fifo)
 
-    def begin() -> None:
-        before.append(region.statistics().faults)
-        if disk:
-            dropping.enter_context(_dropping(path))
 
-    with dropping:
-        found = _read(array, size, touches, resident, begin)
+def _missed(
+    region: refault.Region, before: int, reads: float, resident: int, *, fifo: bool = False
+) -> dict[str, float]:
+    """How many of `reads` were faults, since there had been `before` of them."""
     seen = region.statistics()
-    found["missed"] = 100 * (seen.faults - before[0]) / found["reads"]
     if seen.peak_resident > resident or (fifo and seen.refaults):
         raise RuntimeError(f"not what was to be measured: {seen}")
-    return found | {"faults": seen.faults, "refaults": seen.refaults}
+    missed = 100 * (seen.faults - before) / reads
+    return {"missed": missed, "faults": seen.faults, "refaults": seen.refaults}
 
 
 def read_memmap(
@@ -225,13 +243,20 @@ def _read(
 ) -> dict[str, float]:
     """Touch the array; `begin` is called when what is counted begins."""
     toucher = Toucher(array, words=RECORD // 8)
-    popular = np.sort(scattered(size // PAGE)[: resident // PAGE]).astype(np.uint64) * np.uint64(
-        PAGE
-    )
-    toucher.touch(popular, record=False)
-    _touch_for_a_while(toucher, zipf_offsets(size, WARM * touches, 10), WARM_SECONDS)
+    _warm_up(toucher, size, resident, WARM * touches)
     begin()
-    done = _touch_for_a_while(toucher, zipf_offsets(size, touches, 20), SECONDS)
+    return _counted(_touch_for_a_while(toucher, zipf_offsets(size, touches, 20), SECONDS))
+
+
+def _warm_up(toucher: Toucher, size: int, resident: int, touches: int) -> None:
+    """Fill the memory with what is popular, and let eviction come to its steady state."""
+    popular = np.sort(scattered(size // PAGE)[: resident // PAGE]).astype(np.uint64)
+    toucher.touch(popular * np.uint64(PAGE), record=False)
+    _touch_for_a_while(toucher, zipf_offsets(size, touches, 10), WARM_SECONDS)
+
+
+def _counted(done: Sequence[tuple[int, Touched]]) -> dict[str, float]:
+    """What pieces have shown together."""
     reads = sum(count for count, _ in done)
     seen = [one.latencies for _, one in done if one.latencies is not None]
     found = {"reads": float(reads), "throughput": reads * 1e6 / sum(one.ns for _, one in done)}

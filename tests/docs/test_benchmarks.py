@@ -7,6 +7,8 @@ import json
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -105,18 +107,77 @@ def test_touching_without_a_compiler_does_the_same(
     assert (found[0][0] > 0) == (operation != "write")
 
 
-@pytest.mark.usefixtures("importable")
+@pytest.fixture
+def module(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, importable: None
+) -> Callable[[str], ModuleType]:
+    """Make a module that a contender's process finds too."""
+
+    def make(text: str) -> ModuleType:
+        (tmp_path / "module_of_contenders.py").write_text(text)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.delitem(sys.modules, "module_of_contenders", raising=False)
+        return importlib.import_module("module_of_contenders")
+
+    return make
+
+
 def test_a_contender_may_have_an_environment_of_its_own(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    module: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from benchmarks.child import contender
 
-    text = "import os\ndef said():\n    return {'said': float(os.environ['SAID'])}\n"
-    (tmp_path / "module_of_a_contender.py").write_text(text)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    said = importlib.import_module("module_of_a_contender").said
-    assert contender("one", said, environment={"SAID": "5"}).run() == {"said": 5}
+    found = module("import os\ndef said():\n    return {'said': float(os.environ['SAID'])}\n")
+    assert contender("one", found.said, environment={"SAID": "5"}).run() == {"said": 5}
+
+
+def test_contenders_that_stay_take_turns(
+    module: Callable[[str], ModuleType], tmp_path: pathlib.Path
+) -> None:
+    from benchmarks.child import staying
+    from benchmarks.model import Comparison, Measure
+    from benchmarks.report import as_text
+    from benchmarks.run import measure
+
+    log = tmp_path / "log"
+    found = module(
+        "import os\n"
+        "def counting(log, step):\n"
+        "    at = 0\n"
+        "    while True:\n"
+        "        at += step\n"
+        "        open(log, 'a').write(f'{step} ')\n"
+        "        yield {'at': float(at), 'pid': float(os.getpid())}\n"
+    )
+    contenders = [
+        staying(str(step), found.counting, before=lambda: None, log=str(log), step=step)
+        for step in (1, 10)
+    ]
+    comparison = Comparison("title", contenders, [Measure("at", "")], baseline="1", slices=5)
+    outcome = measure(comparison, 2, warm_up=True)
+    assert not outcome.missing
+    assert log.read_text() == "1 10 " * 6
+    assert [sample["at"] for sample in outcome.samples["1"]] == [2, 3, 4, 5, 6]
+    assert [sample["at"] for sample in outcome.samples["10"]] == [20, 30, 40, 50, 60]
+    processes = [sample["pid"] for one in outcome.samples.values() for sample in one]
+    assert len(set(processes)) == 2
+    for process in set(processes):
+        assert not pathlib.Path(f"/proc/{process:.0f}").exists()
+    text = as_text(outcome)
+    assert "title (5 slices in turn; ranges: the middle half)" in text
+    assert "4.00  [3.00 .. 5.00]" in text
+
+
+def test_a_contender_that_fails_later_says_why(module: Callable[[str], ModuleType]) -> None:
+    from benchmarks.child import staying
+
+    found = module("def failing():\n    yield {'a': 1.0}\n    raise ValueError('no more')\n")
+    one = staying("one", found.failing, before=lambda: None)
+    assert one.run() == {"a": 1}
+    with pytest.raises(RuntimeError, match="failing ended with 1: ValueError: no more"):
+        one.run()
+    one.end()
 
 
 @pytest.mark.usefixtures("importable")
