@@ -501,6 +501,61 @@ def test_pager_killed_with_two_clients(tmp_path: Path) -> None:
     assert result.stderr.count("it gets SIGBUS") == 2
 
 
+@pytest.mark.parametrize("when", ["the pager knows", "nobody knows"])
+def test_pager_killed_and_something_else_lies_there_now(tmp_path: Path, when: str) -> None:
+    """As a window that was asked for just before; who slept there must look again."""
+
+    def put_a_file_there(file: str, when: str) -> None:
+        import ctypes
+        import os
+        import pathlib
+        import signal
+        import threading
+
+        import odd_stores
+        import tools
+
+        import refault
+
+        x = refault.open(odd_stores.Hanging())
+        assert x[0] == ord("y")
+        address = x.__array_interface__["data"][0] + (1 << 19)
+        found = []
+        # Without the GIL.
+        read = ctypes.CDLL(None).strnlen
+        read.argtypes, read.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_size_t
+        thread = threading.Thread(target=lambda: found.append(read(address, 100)))
+        if when == "nobody knows":
+            os.kill(tools.pager(), signal.SIGSTOP)
+        thread.start()
+        wchan = pathlib.Path(f"/proc/{os.getpid()}/task/{thread.native_id}/wchan")
+        while wchan.read_text() != "handle_userfault":
+            tools.time.sleep(0.01)
+        if when == "the pager knows":
+            tools.time.sleep(0.3)
+        guardian = tools.guardian()
+        os.kill(guardian, signal.SIGSTOP)
+        tools.kill(tools.pager())
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        fd = os.open(file, os.O_RDONLY)
+        MAP_SHARED_FIXED, PROT_READ = 0x11, 1
+        assert libc.mmap(address, 1 << 19, PROT_READ, MAP_SHARED_FIXED, fd, 1 << 19) == address
+        os.kill(guardian, signal.SIGCONT)
+        thread.join()
+        print(found)
+
+    result = run_child(
+        put_a_file_there,
+        args=[str(filled(tmp_path / "file")), when],
+        files=FILES,
+        timeout=10,
+    )
+    assert result.stdout == "[100]\n"
+    assert "it gets SIGBUS" not in result.stderr
+
+
 def test_pager_killed_while_it_writes_back_for_a_dead_client() -> None:
     def die() -> None:
         import os

@@ -26,7 +26,10 @@
 #   `GRACE_SECONDS` SIGKILL: it may handle SIGBUS in Python, or sit in a system call.
 #
 # Messages that the pager had read from the userfaultfd do not come a second time by themselves.
-# UFFDIO_WAKE makes every sleeping thread fault again.
+# UFFDIO_WAKE makes every sleeping thread fault again.  All of the address space is woken: a thread
+# may sleep where the client's agent has put something else meanwhile (`refault.pager.windows`), and
+# nothing there tells of us.  Likewise a message about such an address, or one that cannot be
+# answered while the address space is being changed: who sleeps there looks again.
 #
 # What is in memory stays readable, and pages that were dirty stay writable: no fault happens
 # there, so nothing can be noticed.  `flush`, `close` and the end of the program say that it is
@@ -46,7 +49,14 @@ import time
 from typing import NoReturn
 
 from refault.errors import KernelError
-from refault.machine.uffd import EVENT_PAGEFAULT, FAULT_WP, MESSAGE_SIZE, RangeGone, Userfaultfd
+from refault.machine.uffd import (
+    EVENT_PAGEFAULT,
+    FAULT_WP,
+    MESSAGE_SIZE,
+    Again,
+    RangeGone,
+    Userfaultfd,
+)
 
 __all__ = ["Guardian"]
 
@@ -120,14 +130,13 @@ class Ward:
         """Have everybody who sleeps in a fault ask again."""
         try:
             with open(f"/proc/{self.pid}/maps") as maps:
-                lines = [line for line in maps if "/memfd:refault:" in line]
+                ranges = [line.split()[0].split("-") for line in maps if "[vsyscall]" not in line]
         except OSError as error:
             self._doom(f"cannot be looked at ({error.strerror})")
             return
-        for line in lines:
-            start, end = (int(text, 16) for text in line.split()[0].split("-"))
-            with contextlib.suppress(RangeGone):
-                self.userfaultfd.wake(start, end - start)
+        if ranges:
+            start, end = int(ranges[0][0], 16), int(ranges[-1][1], 16)
+            self.userfaultfd.wake(start, end - start)
 
     def answer(self) -> None:
         """Faults have come: nobody will ever have those pages."""
@@ -141,7 +150,8 @@ class Ward:
             try:
                 self.userfaultfd.poison_absent(page, 4096)
                 self.userfaultfd.wake(page, 4096)
-            except RangeGone:
+            except (RangeGone, Again):
+                self.userfaultfd.wake(page, 4096)
                 continue
             except KernelError:  # a kernel before 6.6
                 self._doom(f"touches address {address:#x} in thread {tid}")
