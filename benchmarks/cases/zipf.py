@@ -43,7 +43,7 @@ import mmap
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,6 +81,7 @@ SLICES_WARM = 80
 DROP_SECONDS = 0.25
 FIRST, MOST = 1_000, 64_000
 """Reads between two looks at the clock: at first, and at most."""
+CHUNK = 1_000_000
 
 
 def comparisons(settings: Settings) -> Iterator[Comparison]:
@@ -152,12 +153,18 @@ def comparisons(settings: Settings) -> Iterator[Comparison]:
         )
 
 
-def zipf_offsets(size: int, count: int, seed: int) -> Offsets:
-    """Where to read: offsets of 64-byte records."""
+def zipf_offsets(size: int, count: int, seed: int) -> Iterator[Offsets]:
+    """Where to read: offsets of 64-byte records, `CHUNK` at a time.
+
+    All at once they, and what they are made from, would be a gigabyte, and charged to the cgroup of
+    those who read in one.
+    """
     random = np.random.default_rng(seed)
-    found = zipf(size // PAGE, count, EXPONENT, random) * np.uint64(PAGE)
-    records = random.integers(0, PAGE // RECORD, count, dtype=np.uint64)
-    return np.asarray(found + records * np.uint64(RECORD), np.uint64)
+    for at in range(0, count, CHUNK):
+        part = min(CHUNK, count - at)
+        found = zipf(size // PAGE, part, EXPONENT, random) * np.uint64(PAGE)
+        records = random.integers(0, PAGE // RECORD, part, dtype=np.uint64)
+        yield found + records * np.uint64(RECORD)
 
 
 def read_refault(
@@ -264,17 +271,21 @@ def _counted(done: Sequence[tuple[int, Touched]]) -> dict[str, float]:
 
 
 def _touch_for_a_while(
-    toucher: Toucher, offsets: Offsets, seconds: float
+    toucher: Toucher, chunks: Iterable[Offsets], seconds: float
 ) -> list[tuple[int, Touched]]:
     """Touch piece after piece until all is done or the time is up; of each, how many."""
     deadline = time.monotonic() + seconds
     done: list[tuple[int, Touched]] = []
-    at, size = 0, FIRST
-    while at < len(offsets) and time.monotonic() < deadline:
-        piece = offsets[at : at + size]
-        touched = toucher.touch_in_threads(np.array_split(piece, THREADS))
-        done.append((len(piece), touched))
-        at += len(piece)
-        if touched.ns < seconds * 1e9 / 20:
-            size = min(2 * size, MOST)
+    size = FIRST
+    for offsets in chunks:
+        at = 0
+        while at < len(offsets):
+            if time.monotonic() >= deadline:
+                return done
+            piece = offsets[at : at + size]
+            touched = toucher.touch_in_threads(np.array_split(piece, THREADS))
+            done.append((len(piece), touched))
+            at += len(piece)
+            if touched.ns < seconds * 1e9 / 20:
+                size = min(2 * size, MOST)
     return done
