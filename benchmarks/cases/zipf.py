@@ -27,9 +27,9 @@ memory, which is to its advantage.
 *Eviction*: refault with 4 KiB units against the same with plain first-in-first-out eviction in the
 pager (its `WorkingSet` replaced by `benchmarks.pagers.Fifo`, nothing else).  They differ by a third
 at most, and a shared machine by as much from one minute to the next; so both are brought to their
-steady state, and then go on in turn, in slices of 300,000 reads.  From memory, where a miss costs
-little, and *from the disk*, where it costs a read: there the file is dropped from the page cache
-four times a second while it is counted.
+steady state, with 36 million reads, and then go on in turn, in slices of 300,000 or three seconds.
+From memory, where a miss costs little, and *from the disk*, where it costs a read: there the file
+is dropped from the page cache four times a second while it is counted.
 
 Which accesses miss, by policy of eviction, without any clock: `benchmarks.cases.policies`.
 """
@@ -76,8 +76,8 @@ SECONDS = 12.0
 """How long those that are counted may take."""
 SLICES, SLICE, SLICE_SECONDS = 40, 300_000, 3.0
 """How many slices, how many reads are in one, and how long it may take."""
-SLICES_WARM = 80
-"""So many times as many reads as are in a slice go before the first."""
+SLICES_WARM, SLICES_WARM_SECONDS = 120, 180.0
+"""So many times as many reads as are in a slice go before the first, if there is the time."""
 DROP_SECONDS = 0.25
 FIRST, MOST = 1_000, 64_000
 """Reads between two looks at the clock: at first, and at most."""
@@ -193,7 +193,7 @@ def read_in_slices(
     array = refault.open(path, dtype="u8", resident=resident, page_size=PAGE)
     region = refault.region(array)
     toucher = Toucher(array, words=RECORD // 8)
-    _warm_up(toucher, size, resident, SLICES_WARM * touches)
+    _warm_up(toucher, size, resident, SLICES_WARM * touches, SLICES_WARM_SECONDS)
     for number in itertools.count():
         offsets = zipf_offsets(size, touches, 20 + number)
         before = region.statistics().faults
@@ -250,16 +250,16 @@ def _read(
 ) -> dict[str, float]:
     """Touch the array; `begin` is called when what is counted begins."""
     toucher = Toucher(array, words=RECORD // 8)
-    _warm_up(toucher, size, resident, WARM * touches)
+    _warm_up(toucher, size, resident, WARM * touches, WARM_SECONDS)
     begin()
     return _counted(_touch_for_a_while(toucher, zipf_offsets(size, touches, 20), SECONDS))
 
 
-def _warm_up(toucher: Toucher, size: int, resident: int, touches: int) -> None:
+def _warm_up(toucher: Toucher, size: int, resident: int, touches: int, seconds: float) -> None:
     """Fill the memory with what is popular, and let eviction come to its steady state."""
     popular = np.sort(scattered(size // PAGE)[: resident // PAGE]).astype(np.uint64)
     toucher.touch(popular * np.uint64(PAGE), record=False)
-    _touch_for_a_while(toucher, zipf_offsets(size, touches, 10), WARM_SECONDS)
+    _touch_for_a_while(toucher, zipf_offsets(size, touches, 10), seconds)
 
 
 def _counted(done: Sequence[tuple[int, Touched]]) -> dict[str, float]:
