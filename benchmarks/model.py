@@ -115,6 +115,8 @@ class Comparison:
         The ratios of the first one are printed.
     baseline
         Name of the contender that the others' ratios are printed against.
+    between
+        Called before each run of each contender, if what the one before leaves behind matters.
     once
         One round is enough: what is counted is the same every time.
     slices
@@ -138,6 +140,7 @@ class Comparison:
     series: Mapping[str, float] = dataclasses.field(default_factory=dict)
     lines: Mapping[str, str] = dataclasses.field(default_factory=dict)
     x_label: str = ""
+    between: Callable[[], None] = lambda: None
     once: bool = False
     slices: int = 0
     compact: bool = False

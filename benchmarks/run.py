@@ -54,6 +54,7 @@ def _measure(comparison: Comparison, rounds: int, *, warm_up: bool) -> Outcome:
                 continue
             _progress(f"{comparison.title}: round {number + 1} of {rounds}: {one.name}")
             try:
+                comparison.between()
                 sample = one.run()
             except Missing as error:
                 missing[one.name] = str(error)

@@ -181,6 +181,27 @@ def test_a_contender_that_fails_later_says_why(module: Callable[[str], ModuleTyp
 
 
 @pytest.mark.usefixtures("importable")
+def test_what_is_between_comes_before_each_run() -> None:
+    from benchmarks.model import Comparison, Contender, Measure
+    from benchmarks.run import measure
+
+    log: list[str] = []
+
+    def runs(name: str) -> Contender:
+        def run() -> dict[str, float]:
+            log.append(name)
+            return {"a": 1.0}
+
+        return Contender(name, run)
+
+    comparison = Comparison(
+        "title", [runs("one"), runs("other")], [Measure("a", "")], between=lambda: log.append("-")
+    )
+    measure(comparison, 1, warm_up=True)
+    assert log == ["-", "one", "-", "other"] * 2
+
+
+@pytest.mark.usefixtures("importable")
 def test_a_compact_table_has_medians_alone_and_goals_say_why() -> None:
     from benchmarks.report import as_text
 
