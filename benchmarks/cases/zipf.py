@@ -29,7 +29,7 @@ pager (its `WorkingSet` replaced by `benchmarks.pagers.Fifo`, nothing else).  Th
 at most, and a shared machine by as much from one minute to the next; so both are brought to their
 steady state, with 36 million reads, and then go on in turn, in slices of 300,000 or three seconds.
 From memory, where a miss costs little, and *from the disk*, where it costs a read: there the file
-is dropped from the page cache four times a second while it is counted.
+is dropped from the page cache four times a second while it is counted.  Single reads are not timed.
 
 Which accesses miss, by policy of eviction, without any clock: `benchmarks.cases.policies`.
 """
@@ -107,13 +107,8 @@ def comparisons(settings: Settings) -> Iterator[Comparison]:
             **base,
         )
 
-    measures = [
-        Measure("throughput", "1000 reads/s"),
-        Measure("p50", "us"),
-        Measure("p99", "us"),
-        Measure("reads", "", 0),
-        Measure("missed", "%"),
-    ]
+    throughput = Measure("throughput", "1000 reads/s")
+    counts = [Measure("reads", "", 0), Measure("missed", "%")]
     bounded = f"memmap in {bound >> 20} MiB"
     small, strict = "refault, 4 KiB units", f"refault, 4 KiB units, all in {bound >> 20} MiB"
     title = f"Zipf({EXPONENT}) over {size >> 20} MiB in {resident >> 20} MiB"
@@ -126,7 +121,7 @@ def comparisons(settings: Settings) -> Iterator[Comparison]:
             mapped(f"{bounded}, MADV_RANDOM", random=True),
             ours(strict, PAGE, resident * 3 // 4, before=cold, group=bound),
         ],
-        measures,
+        [throughput, Measure("p50", "us"), Measure("p99", "us"), *counts],
         [
             Goal("refault", "throughput", bounded, at_least=1.0),
             Goal(small, "throughput", bounded, at_least=1.0),
@@ -146,7 +141,7 @@ def comparisons(settings: Settings) -> Iterator[Comparison]:
                 staying(small, read_in_slices, before=hot, fifo=False, **sliced),
                 staying("FIFO", read_in_slices, before=hot, fifo=True, **sliced),
             ],
-            measures,
+            [throughput, *counts],
             [Goal(small, "throughput", "FIFO", at_least=1.3)],
             baseline="FIFO",
             slices=settings.size(SLICES, 2),
@@ -198,7 +193,7 @@ def read_in_slices(
         offsets = zipf_offsets(size, touches, 20 + number)
         before = region.statistics().faults
         with _dropping(path) if disk else contextlib.nullcontext():
-            found = _counted(_touch_for_a_while(toucher, offsets, SLICE_SECONDS))
+            found = _counted(_touch_for_a_while(toucher, offsets, SLICE_SECONDS, record=False))
         yield found | _missed(region, before, found["reads"], resident, fifo=fifo)
 
 
@@ -252,14 +247,15 @@ def _read(
     toucher = Toucher(array, words=RECORD // 8)
     _warm_up(toucher, size, resident, WARM * touches, WARM_SECONDS)
     begin()
-    return _counted(_touch_for_a_while(toucher, zipf_offsets(size, touches, 20), SECONDS))
+    offsets = zipf_offsets(size, touches, 20)
+    return _counted(_touch_for_a_while(toucher, offsets, SECONDS, record=True))
 
 
 def _warm_up(toucher: Toucher, size: int, resident: int, touches: int, seconds: float) -> None:
     """Fill the memory with what is popular, and let eviction come to its steady state."""
     popular = np.sort(scattered(size // PAGE)[: resident // PAGE]).astype(np.uint64)
     toucher.touch(popular * np.uint64(PAGE), record=False)
-    _touch_for_a_while(toucher, zipf_offsets(size, touches, 10), seconds)
+    _touch_for_a_while(toucher, zipf_offsets(size, touches, 10), seconds, record=False)
 
 
 def _counted(done: Sequence[tuple[int, Touched]]) -> dict[str, float]:
@@ -271,9 +267,16 @@ def _counted(done: Sequence[tuple[int, Touched]]) -> dict[str, float]:
 
 
 def _touch_for_a_while(
-    toucher: Toucher, chunks: Iterable[Offsets], seconds: float
+    toucher: Toucher, chunks: Iterable[Offsets], seconds: float, *, record: bool
 ) -> list[tuple[int, Touched]]:
-    """Touch piece after piece until all is done or the time is up; of each, how many."""
+    """Touch piece after piece until all is done or the time is up; of each, how many.
+
+    Parameters
+    ----------
+    record
+        Whether the time of each touch is taken, which takes time itself, and has each of them end
+        before the next begins.
+    """
     deadline = time.monotonic() + seconds
     done: list[tuple[int, Touched]] = []
     size = FIRST
@@ -283,7 +286,7 @@ def _touch_for_a_while(
             if time.monotonic() >= deadline:
                 return done
             piece = offsets[at : at + size]
-            touched = toucher.touch_in_threads(np.array_split(piece, THREADS))
+            touched = toucher.touch_in_threads(np.array_split(piece, THREADS), record=record)
             done.append((len(piece), touched))
             at += len(piece)
             if touched.ns < seconds * 1e9 / 20:
