@@ -119,9 +119,12 @@ def call(
         path = "" if group is None else str(stack.enter_context(memory_group(group)))
         child = _Child(function, arguments, path, environment)
         try:
-            return child.measure()
+            found = child.measure()
         finally:
             child.end()
+    if child.process.returncode:
+        raise child.failure()
+    return found
 
 
 class _Child:
@@ -164,20 +167,24 @@ class _Child:
             raise RuntimeError(f"{self.name} has not answered for {SECONDS:g} s")
         line = self.answers.readline()
         if not line:
-            last = (self.end().strip().splitlines() or ["no message"])[-1]
-            raise RuntimeError(f"{self.name} ended with {self.process.returncode}: {last[:300]}")
+            self.end()
+            raise self.failure()
         found: dict[str, Any] = json.loads(line)
         if "missing" in found:
             raise Missing(found["missing"])
         return found
 
-    def end(self) -> str:
-        """End it, and wait until its pager has ended too; returns what both have said."""
+    def end(self) -> None:
+        """End it, and wait until its pager has ended too."""
         if not self.answers.closed:
             self.answers.close()
             _, said = self.process.communicate(timeout=SECONDS)
             self.said = said.decode(errors="replace")
-        return self.said
+
+    def failure(self) -> RuntimeError:
+        """What it ended with, and the last that it or its pager has said."""
+        last = (self.said.strip().splitlines() or ["no message"])[-1]
+        return RuntimeError(f"{self.name} ended with {self.process.returncode}: {last[:300]}")
 
 
 def _environment() -> dict[str, str]:

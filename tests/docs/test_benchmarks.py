@@ -169,6 +169,21 @@ def test_contenders_that_stay_take_turns(
     assert "4.00  [3.00 .. 5.00]" in text
 
 
+def test_a_contender_that_fails_after_its_answer_has_failed(
+    module: Callable[[str], ModuleType],
+) -> None:
+    from benchmarks.child import contender
+
+    found = module(
+        "import atexit, os\n"
+        "def leaving():\n"
+        "    atexit.register(os._exit, 5)\n"
+        "    return {'a': 1.0}\n"
+    )
+    with pytest.raises(RuntimeError, match="leaving ended with 5: no message"):
+        contender("one", found.leaving).run()
+
+
 def test_a_contender_that_fails_later_says_why(module: Callable[[str], ModuleType]) -> None:
     from benchmarks.child import staying
 
